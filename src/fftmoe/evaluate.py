@@ -3,7 +3,7 @@
 Shape letters: N examples, L strata (the classes, if the task has classes), K statistics of a task, C clients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from fftmoe.tasks import LabelCounts, Task, worth
 
 EVALUATION_BATCH_SIZE = 64
 FEW = 10  # examples; of fewer that differ from all others, samples of the examples say too little
+Observe = Callable[[Tensor, Mapping[str, Tensor], Tensor], None]
+"""Is shown the outputs of a batch, the batch, and the rows of the examples that it holds."""
 RESAMPLES = 400  # the ends of a 95 % interval are then about 4 % of its width from those of infinitely many
 
 
@@ -105,6 +107,10 @@ def holdout_rows(num_examples: int, size: int | None, seed: int) -> np.ndarray:
     return np.sort(numpy_generator(seed, "holdout").choice(num_examples, size, replace=False))
 
 
+def unobserved(outputs: Tensor, batch: Mapping[str, Tensor], rows: Tensor) -> None:
+    """Do nothing: nobody else wants to see the outputs."""
+
+
 @torch.inference_mode()
 def tally(
     model: Any,
@@ -114,6 +120,7 @@ def tally(
     interval: bool = False,
     own: Ragged | None = None,
     count_labels: bool = False,
+    observe: Observe = unobserved,
 ) -> Tally:
     """Return the statistics of this model on these examples; L is `num_strata`.
 
@@ -122,6 +129,7 @@ def tally(
         interval: also resample the examples, for `Tally.interval`: each of `RESAMPLES` samples takes every example as
             often as a Poisson variable of mean 1 says, which is the bootstrap of a stream (Hanley and MacGibbon, 2006).
         count_labels: also count how often each label was right, given and predicted.
+        observe: is shown all outputs.
 
     Raises:
         RunError: the model's outputs are not finite.
@@ -146,6 +154,7 @@ def tally(
             each.append(own_shares(task, found_BK))
         if count_labels and (counted := LabelCounts.of(task, read, batch)) is not None:
             labels = counted if labels is None else labels + counted
+        observe(read, batch, rows)
     owned = None if own is None else (owned_CK[: len(own)], own.sizes)
     samples, by_example = (np.asarray(resampled), np.concatenate(each)) if interval else (None, None)
     return Tally(task, np.asarray(sums), counts, samples, owned, labels, by_example)

@@ -96,6 +96,7 @@ VERBS = {
         "--scores",
         "--top-k",
         "--client",
+        "--prior",
         "--batch-size",
         "--max-new-tokens",
         "--temperature",

@@ -130,7 +130,7 @@ def check_finite(finished: Finished, task: str, method: str) -> None:
     summary = finished.summary  # read as strict JSON, which has no NaN
     assert expected <= summary.keys()
     assert math.isfinite(summary[metric])
-    of_clients = tuple(f"clients.{key}." for key in (metric, f"reweighted_{metric}", "alone"))
+    of_clients = tuple(f"clients.{key}." for key in (metric, f"reweighted_{metric}", "personal", "alone"))
     unmeasured = {place for place in _nulls(summary) if not place.startswith((*of_clients, "baselines."))}
     unbounded = make_task(task).bounds[1] >= NO_BOUND  # rows with one value say nothing of how far others are from it
     unknown = {f"{metric}_interval"} if unbounded else set[str]()

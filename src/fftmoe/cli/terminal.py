@@ -13,6 +13,7 @@ from fftmoe.report.answer import answer, compared, interval_of
 from fftmoe.report.constant import never_given
 from fftmoe.report.metric import EXPLAINED, Metric, own_values
 from fftmoe.report.next_step import next_step
+from fftmoe.report.own_data import own_data_lines
 from fftmoe.report.record import RunRecord
 from fftmoe.report.verdict import sentence
 from fftmoe.setup.load import is_language
@@ -45,9 +46,10 @@ def _results(summary: Mapping[str, Any], recipe: Recipe) -> list[str]:
         f"  with the experts of each tier: {tiers}",
         *(
             f"  {text}: mean {summary[key]['mean']:.3f}, worst decile {summary[key]['worst_decile']:.3f}"
-            for key, text in own_values(summary, metric).items()
+            for key, text in own_values(summary, metric, beside=summary.get("own_data", {})).items()
         ),
         *_local_training(summary, metric),
+        *own_data_lines(summary, metric),
         *client_score_lines(summary),
         *sample_lines(summary),
     ]

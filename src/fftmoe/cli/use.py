@@ -102,6 +102,14 @@ def predict(
     scores: Annotated[bool, typer.Option("--scores", help="Print the scores of all labels as well.")] = False,
     top_k: Annotated[int | None, typer.Option(help="Experts per token; default: as the largest tier.")] = None,
     client: ClientOption = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|estimate|none",
+            help="How often labels occur where the inputs come from: a JSON file of label: share, estimate (from the "
+            "inputs), or none. Default: with --client as among its rows.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs per batch.")] = 64,
     max_new_tokens: NewTokensOption = 64,
     temperature: TemperatureOption = 0.0,
@@ -128,6 +136,7 @@ def predict(
         encoding=encoding,
         scores=scores,
         client=client,
+        prior=prior,
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -63,7 +63,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def beside(run: FinishedRun) -> SavedWith:
     """Return what lies in the folder of an exported adapter, besides its weights and the card, which comes later."""
     reader = load_reader(run.backbone.model, run.reads_images)
-    return SavedWith(run.label_names, run.task, reader, temperature=run.temperature)
+    return SavedWith(run.label_names, run.task, reader, temperature=run.temperature, label_shares=run.label_shares)
 
 
 def file_digest(path: Path) -> str:

@@ -3,7 +3,9 @@
 Only the mathematics is here, without models, clients or recipes; every package above may import it.
 """
 
+from fftmoe.head.answers import LEAST_SHARE as LEAST_SHARE
 from fftmoe.head.answers import ONE_LABEL as ONE_LABEL
+from fftmoe.head.answers import AgainstOthers as AgainstOthers
 from fftmoe.head.answers import Answers as Answers
 from fftmoe.head.answers import EachExample as EachExample
 from fftmoe.head.answers import LabelAnswers as LabelAnswers
@@ -23,6 +25,11 @@ from fftmoe.head.losses import LeastSquares as LeastSquares
 from fftmoe.head.losses import OneVsAll as OneVsAll
 from fftmoe.head.losses import SquaredDistance as SquaredDistance
 from fftmoe.head.losses import make_head as make_head
+from fftmoe.head.prior import LabelTotals as LabelTotals
+from fftmoe.head.prior import are_shares as are_shares
+from fftmoe.head.prior import estimated_shares as estimated_shares
+from fftmoe.head.prior import prior_shift as prior_shift
+from fftmoe.head.prior import smoothed_shares as smoothed_shares
 from fftmoe.head.temperature import best_temperature as best_temperature
 from fftmoe.head.temperature import score_sums as score_sums
 from fftmoe.head.temperature import usable as usable

@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 import torch.nn.functional as F
 from torch import Tensor
 
+LEAST_SHARE = 1e-9  # a smaller share counts as this: a label that nobody has seen is improbable, and not impossible
+
 
 class Answers(Protocol):
     """Turns labels into targets, which a head is fitted to by least squares."""
@@ -56,6 +58,20 @@ class LabelAnswers(Answers, Protocol):
         """Return among how many answers a probability chooses."""
         ...
 
+    def probabilities(self, logits: Tensor, /) -> Tensor:
+        """Return the probability of each label, [..., C], from logits of the same shape."""
+        ...
+
+    def logits_of(self, shares: Tensor, /) -> Tensor:
+        """Return the logits of a model that knows nothing but these shares of the labels, [..., C]: the inverse of
+        `probabilities`, finite also where a share is 0.
+        """
+        ...
+
+    def shares(self, mean_targets: Tensor, /) -> Tensor:
+        """Return the share of the items that has each label, [..., C], from the mean of their targets."""
+        ...
+
 
 class EachExample:
     """Makes every example one item."""
@@ -84,9 +100,33 @@ class OneLabel(EachExample):
         """Return C."""
         return num_outputs
 
+    def probabilities(self, logits: Tensor, /) -> Tensor:
+        """Return the softmax."""
+        return logits.softmax(-1)
+
+    def logits_of(self, shares: Tensor, /) -> Tensor:
+        """Return the logarithms."""
+        return shares.clamp_min(LEAST_SHARE).log()
+
+    def shares(self, mean_targets: Tensor, /) -> Tensor:
+        """Return them as they are."""
+        return mean_targets
+
     def groups(self, labels: Tensor, num_outputs: int, /) -> Tensor:
         """Return the label of each example, [B, C]."""
         return F.one_hot(labels, num_outputs).bool()
+
+
+class AgainstOthers(OneLabel):
+    """Fits the same; each output says the odds of its label against all others, as those of a one-vs-all head do."""
+
+    def probabilities(self, logits: Tensor, /) -> Tensor:
+        """Return the sigmoid of each."""
+        return logits.sigmoid()
+
+    def logits_of(self, shares: Tensor, /) -> Tensor:
+        """Return the logarithms of the odds."""
+        return shares.logit(LEAST_SHARE)
 
 
 ONE_LABEL = OneLabel()

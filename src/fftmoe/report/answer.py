@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 
 from fftmoe.report.chance import chance_margin, divided_by_chance
 from fftmoe.report.constant import commonest
-from fftmoe.report.metric import Metric, are_reweighted, client_names, own_mean, values_of_clients
+from fftmoe.report.metric import (
+    Metric,
+    answers_of_clients,
+    are_reweighted,
+    client_names,
+    own_mean,
+    personal_values,
+)
 from fftmoe.shown import count_of
 
 NAMED = 5  # clients that a sentence names
@@ -133,13 +140,15 @@ class Gains(NamedTuple):
 
 
 def gains_of_clients(summary: Mapping[str, Any]) -> Gains:
-    """Return which clients are better with the result than by themselves, of those of which both are known."""
+    """Return which clients are better with their answers, personal ones where there are any, than by themselves, of
+    those of which both are known.
+    """
     metric = Metric.of(summary)
     pairs = [
         (name, metric.gain(shared, alone))
         for name, shared, alone in zip(
             client_names(summary),
-            values_of_clients(summary, metric),
+            answers_of_clients(summary, metric),
             summary.get("clients", {}).get("alone", ()),
             strict=False,
         )
@@ -153,6 +162,7 @@ def who_gains(summary: Mapping[str, Any]) -> str:
     metric = Metric.of(summary)
     gain, lose, measured = gains_of_clients(summary)
     rows = "on test rows reweighted to its labels" if are_reweighted(summary, metric) else "on its own test rows"
+    rows = f"with its personal answers {rows}" if personal_values(summary) else rows
     if not measured:
         return _mean_gain(summary, metric)
     if not gain and not lose:

@@ -1,7 +1,7 @@
 """Describes the metric that a run is judged by: its name, its numbers as text, and which direction is better."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,13 @@ _OWN_VALUES = {
     "reweighted": REWEIGHTED,
     "reweighted_personal": "… with its own experts and router",
     "reweighted_local_only": "… with local training only",
+}
+# What `own_data` of a summary calls them.
+_IN_OWN_DATA = {
+    "client": "global",
+    "reweighted": "global",
+    "local_only_client": "alone",
+    "reweighted_local_only": "alone",
 }
 _ALWAYS_REWEIGHTED = 1  # summaries up to this version have reweighted values under the names of clients' own
 
@@ -116,9 +123,14 @@ class Metric:
         return [(row["round"], row[self.name]) for row in rows if row.get(self.name) is not None]
 
 
-def own_values(summary: Mapping[str, Any], metric: Metric) -> dict[str, str]:
-    """Return the keys of a summary that have the mean and the worst tenth of clients' own values, and what each is."""
-    found = {f"{key}_{metric.name}": text for key, text in _OWN_VALUES.items() if f"{key}_{metric.name}" in summary}
+def own_values(summary: Mapping[str, Any], metric: Metric, beside: Collection[str] = ()) -> dict[str, str]:
+    """Return the keys of a summary that have the mean and the worst tenth of clients' own values, and what each is.
+
+    Args:
+        beside: what `own_data` of the summary has, which is left out.
+    """
+    keys = [key for key in _OWN_VALUES if _IN_OWN_DATA.get(key) not in beside]
+    found = {f"{key}_{metric.name}": _OWN_VALUES[key] for key in keys if f"{key}_{metric.name}" in summary}
     return {
         key: REWEIGHTED if text == OWN_ROWS and are_reweighted(summary, metric) else text for key, text in found.items()
     }
@@ -147,6 +159,18 @@ def values_of_clients(summary: Mapping[str, Any], metric: Metric) -> list[float 
     """Return the value of each client that a summary lists; empty where it lists none."""
     listed = summary.get("clients", {})
     return listed.get(metric.name) or listed.get(f"reweighted_{metric.name}") or []
+
+
+def answers_of_clients(summary: Mapping[str, Any], metric: Metric) -> list[float | None]:
+    """Return the value of each client with the answers that it gets: its personal ones, or else those of the common
+    model; empty where a summary lists none.
+    """
+    return personal_values(summary) or values_of_clients(summary, metric)
+
+
+def personal_values(summary: Mapping[str, Any]) -> list[float | None]:
+    """Return the value of each client with its personal answers; empty where a summary lists none."""
+    return summary.get("clients", {}).get("personal") or []
 
 
 def client_names(summary: Mapping[str, Any]) -> list[str]:

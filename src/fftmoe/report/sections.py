@@ -1,5 +1,6 @@
 """Makes the sections of a run's page as plain values; the template `run.html.j2` holds their text."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,16 @@ from fftmoe.report.answer import COMMONEST, compared
 from fftmoe.report.block_maps import usage_by_block
 from fftmoe.report.load import LoadWatch, describe_alarm
 from fftmoe.report.marks import Figure
-from fftmoe.report.metric import NO_VALUE, Metric, client_names, own_values, values_of_clients
+from fftmoe.report.metric import (
+    NO_VALUE,
+    Metric,
+    answers_of_clients,
+    client_names,
+    own_values,
+    personal_values,
+    values_of_clients,
+)
+from fftmoe.report.own_data import own_data_rows
 from fftmoe.report.progress import size
 from fftmoe.report.record import RunRecord
 
@@ -33,6 +43,7 @@ class ClientsView:
     private: bool
     header: tuple[str, ...] = ()
     each: TextRows = field(default_factory=list)
+    own_data: TextRows = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -96,22 +107,41 @@ def clients(run: RunRecord) -> ClientsView | None:
     by_tier = summary.get(f"{metric.name}_by_tier", {})
     tiers = [(f"{metric.label} as tier {name} would use it", metric.text(value)) for name, value in by_tier.items()]
     return ClientsView(
-        rows, tiers, run_figures.client_values(run), metric.label, measured_on(run), run.private, *_each_client(run)
+        rows,
+        tiers,
+        run_figures.client_values(run),
+        metric.label,
+        measured_on(run),
+        run.private,
+        *_each_client(run),
+        own_data_rows(summary, metric),
     )
 
 
 def _each_client(run: RunRecord) -> tuple[tuple[str, ...], TextRows]:
-    """Return the header and the rows of a table of all clients by name; no rows where single clients are not listed."""
+    """Return the header and the rows of a table of all clients by name, those that gain least over training alone
+    first; no rows where single clients are not listed.
+    """
     metric, listed = run.metric, run.summary.get("clients", {})
     values, alone = values_of_clients(run.summary, metric), listed.get("alone")
-    header = ("client", "tier", metric.label, *(["trained alone"] if alone else []))
-    columns = [client_names(run.summary), listed.get("tier", ()), *([values, alone] if alone else [values])]
+    ways = {metric.label: values, "personal answers": personal_values(run.summary), "trained alone": alone}
+    known = {title: own for title, own in ways.items() if own}
+    header = ("client", "tier", *known)
     if not values:
         return header, []
+    rows = [*zip(client_names(run.summary), listed.get("tier", ()), *known.values(), strict=True)]
+    if alone:
+        answers = answers_of_clients(run.summary, metric)
+        order = sorted(range(len(rows)), key=lambda place: _gain(metric, answers[place], alone[place]))
+        rows = [rows[place] for place in order]
     return header, [
-        (name, tier, *(NO_VALUE if value is None else metric.text(value) for value in own))
-        for name, tier, *own in zip(*columns, strict=True)
+        (name, tier, *(NO_VALUE if value is None else metric.text(value) for value in own)) for name, tier, *own in rows
     ]
+
+
+def _gain(metric: Metric, answers: float | None, alone: float | None) -> float:
+    """Return by how much a client's answers are better than training alone; those of which nobody knows come last."""
+    return math.inf if answers is None or alone is None else metric.gain(answers, alone)
 
 
 def baselines(run: RunRecord) -> TextRows:

@@ -2,6 +2,7 @@
 or of one that was better on rows that clients set aside.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from fftmoe.records import ServerState
@@ -29,10 +30,19 @@ def kept_model(
         journal.say(f"warning: a better round cannot be kept, because its checkpoint is damaged: {reason}")
     if best is None or best.state.round == last.round:
         return last, {**metrics, "best_round": last.round}
-    state = served(best.state)
+    state = calibrated(served(best.state), last)
     journal.say(f"keeping the model of round {state.round}, by the rows that clients set aside ({_why(state.round)})")
     own = {**f.evaluate.final(state), **validated_in(best.row)}
     return state, {**own, "best_round": state.round, "last": {"round": last.round, **_overall(metrics)}}
+
+
+def calibrated(state: ServerState, last: ServerState) -> ServerState:
+    """Return the state with a temperature: that of the last state where it has none.
+
+    The head before the first round has no temperature of its own. The first that is found is that of this head's
+    outputs (`server/solve.py`).
+    """
+    return replace(state, temperature=last.temperature) if state.temperature is None else state
 
 
 def _why(round: int) -> str:

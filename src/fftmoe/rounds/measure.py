@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from fftmoe.data import Examples, Ragged
-from fftmoe.evaluate import Tally, mean_and_worst_decile, tally
+from fftmoe.evaluate import Observe, Tally, mean_and_worst_decile, tally, unobserved
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ServerState
+from fftmoe.rounds.own_answers import OnOwnMixes, OnOwnRows, OwnLabels
 from fftmoe.rounds.population import Population
 from fftmoe.tasks import Task
 
 ROWS_AT_ONCE = 4096  # of clients' shares of strata
 CLIENTS_KEPT = 200  # of more clients, the summary keeps percentiles
+PERSONAL = "personal"  # key of the values of clients with outputs that they have corrected for their labels
 OWN_PREFIX, REWEIGHTED_PREFIX = "client", "reweighted"  # before the name of a metric of single clients
 
 
@@ -33,6 +35,7 @@ class ModelMeasure:
         num_strata: how many labels, or other strata, the examples are numbered by.
         show_clients: whether the summary may list clients one by one.
         own_test: by client, its own rows of `test`; None where nobody says whose they are.
+        own_labels: how often clients have each label; None where nobody may know.
     """
 
     model: Any
@@ -43,6 +46,7 @@ class ModelMeasure:
     population: Population
     show_clients: bool = True
     own_test: Ragged | None = None
+    own_labels: OwnLabels | None = None
 
     @property
     def own(self) -> str:
@@ -65,22 +69,42 @@ class ModelMeasure:
         return self.task.metric if self.own == OWN_PREFIX else f"{REWEIGHTED_PREFIX}_{self.task.metric}"
 
     def tally(
-        self, examples: Examples, interval: bool = False, own: Ragged | None = None, count_labels: bool = False
+        self,
+        examples: Examples,
+        interval: bool = False,
+        own: Ragged | None = None,
+        count_labels: bool = False,
+        observe: Observe = unobserved,
     ) -> Tally:
         """Return the statistics of the model as it is now."""
-        return tally(self.model, self.task, examples, self.num_strata, interval, own, count_labels)
+        return tally(self.model, self.task, examples, self.num_strata, interval, own, count_labels, observe)
 
-    def on_own(self, client: int, found: Tally) -> float:
-        """Return the metric of the model as it is now for one client; NaN where that is unknown.
+    def of_client(self, state: ServerState, client: int, sample: Examples) -> tuple[Tally, float, float]:
+        """Measure the model as it is now, which is that of one client.
 
         Args:
-            found: of this model on a sample of the test rows, which is reweighted where the client has no rows.
+            state: with what is known of all clients' labels. sample: of the test rows.
+
+        Returns:
+            its statistics on the sample; its metric on the client's own rows, or on the sample reweighted to its
+            strata; and the same with its outputs corrected for its labels; NaN where they are unknown.
         """
+        can = self.method.capabilities
+        labels = self.own_labels if can.shares_statistics or not can.personal else None  # a client alone knows its own
+        corrections = None if labels is None else labels.corrections(state, [client])
         if self.own_test is not None:
-            rows = self.own_test[client]
-            return self.tally(self.test.select(rows)).metrics()[self.task.metric] if len(rows) else math.nan
+            found, rows = self.tally(sample, interval=True), self.own_test[client]
+            if not len(rows):
+                return found, math.nan, math.nan
+            everything = Ragged.of([np.arange(len(rows))])
+            own = None if corrections is None else OnOwnRows(self.task, corrections, [0], everything, len(rows))
+            value = self.tally(self.test.select(rows), observe=own or unobserved).metrics()[self.task.metric]
+            return found, value, math.nan if own is None else float(own.values()[0])
         assert self.population.label_shares is not None, "clients are measured where something is known of them"
-        return float(found.on_mixes(self.population.label_shares(range(client, client + 1)))[0])
+        mix = self.population.label_shares(range(client, client + 1))
+        mixed = None if corrections is None else OnOwnMixes(self.task, corrections, sample.labels, mix)
+        found = self.tally(sample, interval=True, observe=mixed or unobserved)
+        return found, float(found.on_mixes(mix)[0]), math.nan if mixed is None else float(mixed.values()[0])
 
     def with_interval(self, found: Tally) -> dict[str, Any]:
         """Return the metrics, and the interval of the run's metric under `..._interval`: None where it is undefined."""
@@ -105,21 +129,27 @@ class ModelMeasure:
         """Return `spread` under this key of the summary, which has no such key if no value is known."""
         return {key: found} if (found := self.spread(values)) else {}
 
-    def by_client(self, clients: Sequence[int], values: np.ndarray) -> dict[str, Any]:
-        """Return `clients` of the summary: the value and the tier of each client, or percentiles of very many."""
+    def by_client(
+        self, clients: Sequence[int], values: np.ndarray, corrected: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Return `clients` of the summary: the value and the tier of each client, or percentiles of very many.
+
+        Args:
+            corrected: the values with outputs that clients have corrected for their labels; None where nobody could.
+        """
         known, key = ~np.isnan(values), self.key_of_own
         if not self.show_clients or not known.any():
             return {}
         if len(values) > CLIENTS_KEPT:
             return {"clients": {"of": key, "percentiles": np.percentile(values[known], range(101)).round(4).tolist()}}
-        own = [round(float(value), 4) if is_known else None for value, is_known in zip(values, known, strict=True)]
+        personal = {} if corrected is None or np.isnan(corrected).all() else {PERSONAL: _listed(corrected)}
         tiers = [self.population.budgets[client].name for client in clients]
         names = {} if self.population.names is None else {"name": [self.population.names[c] for c in clients]}
-        return {"clients": {**names, "tier": tiers, key: own}}
+        return {"clients": {**names, "tier": tiers, key: _listed(values), **personal}}
 
     def at_each_tier(
         self, state: ServerState, examples: Examples, in_full: bool = False
-    ) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
+    ) -> tuple[dict[str, dict[str, Any]], np.ndarray, np.ndarray]:
         """Measure the global model as each tier uses it.
 
         Args:
@@ -129,20 +159,42 @@ class ModelMeasure:
 
         Returns:
             the metrics by tier; and for every client its own metric at its tier, float64 [clients], NaN where that is
-            unknown.
+            unknown; and the same with outputs that clients have corrected for their labels, of those that can be
+            listed.
         """
         by_tier, per_client = {}, np.full(len(self.population), np.nan)
+        corrected = np.full(len(self.population), np.nan)
         for tier in self.population.tiers:
             self.install(state, tier)
             full = in_full and tier == self.population.largest
-            found = self.tally(examples, full, self.own_test, full)
-            by_tier[tier.name] = self.in_full(found) if full else found.metrics()
             members = self.population.budgets.members(tier)
+            listed = members if in_full and self.show_clients and len(self.population) <= CLIENTS_KEPT else ()
+            own = self.own_answers(state, [int(client) for client in listed], examples)
+            found = self.tally(examples, full, self.own_test, full, unobserved if own is None else own)
+            by_tier[tier.name] = self.in_full(found) if full else found.metrics()
+            if own is not None:
+                corrected[members] = own.values()
             if self.own_test is not None:
                 per_client[members] = found.on_own()[members]
             elif self.population.label_shares is not None:
                 per_client[members] = self._on_own_mixes(found, self.population.label_shares)[members]
-        return by_tier, per_client
+        return by_tier, per_client, corrected
+
+    def own_answers(
+        self, state: ServerState, clients: Sequence[int], examples: Examples
+    ) -> "OnOwnRows | OnOwnMixes | None":
+        """Return what measures the answers of these clients while the model is measured on all of these examples; None
+        where clients cannot correct its outputs.
+        """
+        found = None if self.own_labels is None or not clients else self.own_labels.corrections(state, clients)
+        if found is None:
+            return None
+        if self.own_test is not None:
+            return OnOwnRows(self.task, found, clients, self.own_test, len(examples))
+        if self.population.label_shares is None:
+            return None
+        mixes = [self.population.label_shares(range(client, client + 1)) for client in clients]
+        return OnOwnMixes(self.task, found, examples.labels, np.concatenate(mixes))
 
     def _on_own_mixes(self, found: Tally, label_shares: Callable[[range], np.ndarray]) -> np.ndarray:
         """Return the metric on each client's own mix of strata, float64 [clients]."""
@@ -153,9 +205,14 @@ class ModelMeasure:
 
     def globally(self, state: ServerState) -> dict[str, Any]:
         """Measure the global model at each tier's budget, on the whole test set."""
-        by_tier, per_client = self.at_each_tier(state, self.test, in_full=True)
+        by_tier, per_client, corrected = self.at_each_tier(state, self.test, in_full=True)
         metric = self.task.metric
         one_by_tier = {name: metrics[metric] for name, metrics in by_tier.items()}
         overall = {**by_tier[self.population.largest.name], f"{metric}_by_tier": one_by_tier}
-        each = self.by_client(range(len(self.population)), per_client)
+        each = self.by_client(range(len(self.population)), per_client, corrected)
         return {**overall, **self.spread_as(f"{self.own}_{metric}", per_client), **each}
+
+
+def _listed(values: np.ndarray) -> list[float | None]:
+    """Return values for the summary, rounded; None for those that are unknown."""
+    return [None if np.isnan(value) else round(float(value), 4) for value in values]

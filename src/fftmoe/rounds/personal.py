@@ -41,15 +41,14 @@ class PersonalModels:
         plan = plan_round(m.method, state, state.round, chosen, m.population.budgets, self.training, self.seed)
         overall: list[dict[str, float]] = []
         intervals: list[tuple[float, float]] = []
-        own = np.zeros(len(chosen))
+        own, corrected = np.zeros(len(chosen)), np.zeros(len(chosen))
         for place, client in enumerate(plan.clients):
             c = client.client_id
             kept, _ = split_state(states.load(c, before=state.round + 1))
             m.method.personalize(m.model, m.method.download(state, client), client, kept)
-            found = m.tally(self.sample, interval=True)
+            found, own[place], corrected[place] = m.of_client(state, c, self.sample)
             overall.append(found.metrics())
             intervals.append(found.interval())
-            own[place] = m.on_own(c, found)
         values = {name: np.array([metrics[name] for metrics in overall]) for name in overall[0]}
         members = {tier.name: m.population.budgets.members(tier) for tier in m.population.tiers}
         places = {name: np.flatnonzero(np.isin(chosen, clients)) for name, clients in members.items()}
@@ -58,7 +57,7 @@ class PersonalModels:
             f"{metric}_interval": mean_interval(intervals),
             f"{metric}_by_tier": {name: float(values[metric][at].mean()) for name, at in places.items() if len(at)},
             **m.spread_as(f"{m.own}_{metric}", own),
-            **m.by_client(chosen, own),
+            **m.by_client(chosen, own, corrected),
         }
 
     def next_to_global(self, state: ServerState, states: ClientStates) -> dict[str, Any]:
@@ -67,7 +66,7 @@ class PersonalModels:
         own = self(state, states).get(f"{m.own}_{metric}")
         if own is None:  # no test row belongs to one of these clients, or is of a kind that it has
             return {}
-        _, per_client = m.at_each_tier(state, self.sample if m.own_test is None else m.test)
+        _, per_client, _ = m.at_each_tier(state, self.sample if m.own_test is None else m.test)
         chosen = list(m.population.sample(self.num_clients, self.seed))
         shared = {f"global_{name}": value for name, value in m.spread(per_client[chosen]).items()}
         return {f"{m.own_as('personal')}_{metric}": {**own, **shared}}

@@ -8,7 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fftmoe.head import ONE_LABEL, Answers, HeadSums, LabelAnswers, best_temperature, solved_with_leverage
+from fftmoe.head import (
+    ONE_LABEL,
+    Answers,
+    HeadSums,
+    LabelAnswers,
+    LabelTotals,
+    best_temperature,
+    solved_with_leverage,
+)
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ClientPlan, ClientUpdate, Experts, RoundPlan, ServerState, Training, digest, names
 from fftmoe.rng import derive
@@ -82,15 +90,15 @@ def solve_head(
     total: Callable[[Iterable[HeadSums]], HeadSums] = HeadSums.total,
     answers: Answers = ONE_LABEL,
 ) -> ServerState:
-    """Compute the head from the feature statistics in these updates, and put it into the state with its temperature,
-    if its outputs have probabilities.
+    """Compute the head from the feature statistics in these updates, and put it into the state with its temperature
+    and the shares of the labels, if its outputs have probabilities.
 
     The temperature is that of the head that the clients were sent, on the same features: that head is in use until now
     and differs little from the new one. Before the first round there was none.
 
     Args:
         total: adds the statistics. With another sum than the plain one, clients are not trusted, and the scores, which
-            it does not bound, give no temperature.
+            it does not bound, give no temperature; nor is the sum one of labels.
         answers: what the head is fitted to.
 
     Source: docs/math.md, Closed-form head.
@@ -105,8 +113,13 @@ def solve_head(
 
     sums = total(parts())
     solution, leverage = solved_with_leverage(sums)
+    solved = replace(state, tensors=state.tensors | solution)
+    if not isinstance(answers, LabelAnswers) or total != HeadSums.total:
+        return solved
+    # Both are whole numbers, which were rounded to float32 on their way.
+    shares_C = LabelTotals(sums.moment[-1].round(), round(sums.num_items)).shares(answers)
     temperature = state.temperature
-    if state.round and isinstance(answers, LabelAnswers) and total == HeadSums.total:
-        choices = answers.choices(len(solution[names.HEAD_BIAS]))
+    if state.round:
+        choices = answers.choices(len(shares_C))
         temperature = best_temperature(torch.stack(scores).sum(0), leverage, sums.num_items, choices)
-    return replace(state, tensors=state.tensors | solution, temperature=temperature)
+    return replace(solved, temperature=temperature, label_shares=tuple(shares_C.tolist()))

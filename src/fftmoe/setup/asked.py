@@ -8,13 +8,15 @@ from typing import Any
 from fftmoe.backbones import Decoding
 from fftmoe.data import encoding_option
 from fftmoe.evaluate import EVALUATION_BATCH_SIZE
-from fftmoe.setup.finished import finished_run, load_client
+from fftmoe.setup.finished import finished_run, load_client, load_federation
 from fftmoe.store import KEPT_ROUND
 from fftmoe.trained.complete import MAX_NEW_TOKENS, Writing
 from fftmoe.trained.harness import HarnessTasks, check_harness, harness_metrics
 from fftmoe.trained.inputs import read_inputs
 from fftmoe.trained.load import load_trained
+from fftmoe.trained.personal import common_model, prior_of_client
 from fftmoe.trained.predict import Prediction, check_request, predict
+from fftmoe.trained.prior import NONE, Prior, stated_prior
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
 
@@ -29,8 +31,9 @@ class Questions:
         file: further inputs: one text a line, or a column of a table, such as .csv or .json; for images a path.
         column: the column of a table; None for the one that the run's recipe names.
         encoding: of the file, or of the tables among the inputs; None for UTF-8. It need not be that of the run's data.
-        client: the client whose personal model is asked (`load_client`), by its name or its number; None for the global
-            model.
+        client: the client whose personal answer is wanted, by its name or its number; None for everyone's.
+        prior: how often labels occur where the inputs come from (`stated_prior`); None: for a client as among its rows,
+            else as among everyone's.
         max_new_tokens, temperature, top_p, seed: how a language model chooses tokens, see `Decoding`.
         on_text: see `Writing`.
     """
@@ -43,6 +46,7 @@ class Questions:
     batch_size: int = EVALUATION_BATCH_SIZE
     scores: bool = False
     client: int | str | None = None
+    prior: str | None = None
     max_new_tokens: int = MAX_NEW_TOKENS
     temperature: float = 0.0
     top_p: float = 1.0
@@ -84,9 +88,32 @@ def answers_of_run(run: FinishedRun, asked: Questions, round: str = KEPT_ROUND) 
     check_request(run, asked.batch_size, asked.scores, draws=decoding.temperature > 0)
     # Before the model, because loading that takes longer.
     inputs = read_inputs(run, asked.inputs, asked.file, asked.column, encoding_option(asked.encoding))
-    trained = load_asked(run, asked.client, asked.top_k, round=round)
+    stated = stated_prior(run, asked.prior)
+    trained, prior = _model_and_prior(run, asked, stated, round)
     writing = Writing(decoding, asked.batch_size, asked.on_text)
-    return predict(trained, inputs, asked.batch_size, asked.scores, writing)
+    answers = predict(trained, inputs, asked.batch_size, asked.scores, writing, prior)
+    if run.is_language_model or (asked.client is None and asked.prior is None):
+        return answers
+    used = NONE if prior is None else prior.name
+    return ({**answer, "prior": used} for answer in answers)
+
+
+def _model_and_prior(
+    run: FinishedRun, asked: Questions, stated: Prior | None, round: str
+) -> tuple[TrainedModel, Prior | None]:
+    """Return the model that answers, and how its answers are corrected.
+
+    A client that keeps no part of the model corrects the answers of everyone's; the experts that it holds are what it
+    can train, and no better (docs/LOG.md).
+    """
+    if asked.client is None or run.is_language_model:
+        return load_asked(run, asked.client, asked.top_k, round=round), stated
+    federation = load_federation(run.folder, accept_changes=run.accept_changes, round=round)
+    client_id = federation.client_id(asked.client)
+    prior = prior_of_client(federation, client_id) if asked.prior is None else stated
+    if federation.keeps_parts:
+        return load_asked(run, asked.client, asked.top_k, round=round), prior
+    return common_model(federation, asked.top_k), prior
 
 
 def load_asked(

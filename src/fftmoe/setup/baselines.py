@@ -31,6 +31,7 @@ from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.rounds.local_training import Alone, LocalTraining, repeated
 from fftmoe.rounds.measure import ModelMeasure
+from fftmoe.rounds.own_data import own_data
 from fftmoe.rounds.population import Population
 from fftmoe.server.apply import Counted
 from fftmoe.server.solve import plan_sums, solve_head
@@ -158,7 +159,8 @@ def measure_baselines(
         say: shows a line.
 
     Returns:
-        `baselines` of the summary, the further values of training alone, and `clients` with these beside the others.
+        `baselines` of the summary, the further values of training alone, `clients` with these beside the others, and
+        `own_data`.
     """
     reasons, metric = why_not(experiment), experiment.task.metric
     entries = {name: no_baseline(reason) for name, reason in reasons.items() if reason is not None}
@@ -175,7 +177,14 @@ def measure_baselines(
         say("training on the rows of all clients together, for comparison")
         entries[CENTRALIZED] = _entry(train_together(experiment, measure, initial))
     by_client = _before_and_after(experiment, first_row, metrics, alone)
-    return {**found, **by_client, "baselines": {name: entries[name] for name in BASELINES}}
+    listed = found.get("clients", metrics.get("clients", {}))
+    own = own_data(listed, measure.key_of_own, experiment.task.higher_is_better)
+    return {
+        **found,
+        **by_client,
+        **({"own_data": own} if own else {}),
+        "baselines": {name: entries[name] for name in BASELINES},
+    }
 
 
 def _before_and_after(

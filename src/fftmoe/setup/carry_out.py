@@ -229,7 +229,8 @@ def _save(experiment: Experiment, kept: ServerState, last: ServerState, at: Begi
         set_temperature(experiment.model, state.temperature)
         round = KEPT_ROUND if name == ADAPTER else LAST_ROUND
         card = run_card(recipe, summary, folder.path / name, experiment.label_names, round)
-        beside = SavedWith(experiment.label_names, recipe.backbone.task, reader, card, state.temperature)
+        known = (state.temperature, state.label_shares)
+        beside = SavedWith(experiment.label_names, recipe.backbone.task, reader, card, *known)
         save_adapter(experiment.model, folder.path / name, beside)
     at.bindings.with_adapters(folder.path, list(states)).write(folder.path)
     # From the files, as `fftmoe report` makes it again: `compose` may have changed the recipe.

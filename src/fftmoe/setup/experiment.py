@@ -1,7 +1,7 @@
 """Defines an experiment: the parts that a recipe, its data and its backbone give, before anything runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from fftmoe.methods.base import Method
 from fftmoe.methods.budget import Budgets, ExpertShape, largest_tier
 from fftmoe.records import Budget, ServerState, Training
 from fftmoe.records.client_names import client_name
+from fftmoe.rounds.own_answers import OwnLabels
 from fftmoe.rounds.patience import idle_notes
 from fftmoe.setup.held_out import HeldOut
+from fftmoe.setup.own_labels import known_shares, own_labels
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.warm_start import WarmStart, first_state
 from fftmoe.tasks import Task
@@ -69,7 +71,14 @@ class Experiment:
         Raises:
             InputError: the earlier adapter does not fit.
         """
-        return first_state(self.method.init(self.model), self.start, self.label_names)
+        state = first_state(self.method.init(self.model), self.start, self.label_names)
+        shares = known_shares(self.own_labels, self.train, self.partition, len(self.label_names))
+        return state if shares is None else replace(state, label_shares=tuple(shares.tolist()))
+
+    @property
+    def own_labels(self) -> OwnLabels | None:
+        """Return what is known of the labels of each client; None where nobody may know."""
+        return own_labels(self.recipe, len(self.label_names), self.train, self.partition, self.remote)
 
     @property
     def tiers(self) -> tuple[Budget, ...]:

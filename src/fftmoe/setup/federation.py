@@ -150,6 +150,7 @@ def make_measure(experiment: Experiment) -> ModelMeasure:
         population=Population(experiment.budgets, experiment.tiers, shares, experiment.client_names),
         show_clients=experiment.recipe.privacy is None,
         own_test=experiment.own_test,
+        own_labels=experiment.own_labels,
     )
 
 

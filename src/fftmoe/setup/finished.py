@@ -31,10 +31,9 @@ from fftmoe.store import (
     DamagedFileError,
     RunFolder,
     adapter_of,
-    read_labels,
     read_run,
+    read_said,
     read_summary,
-    read_temperature,
 )
 from fftmoe.store.bindings import differences, require_same
 from fftmoe.tasks import Scales
@@ -69,8 +68,15 @@ def finished_run(folder: Path, accept_changes: bool = False, round: str = KEPT_R
     model = adapter_of(folder, round)
     if (began := _began(folder)) is not None:
         began.check_adapter(model)
-    described = described_run(recipe, folder, model, read_labels(model))
-    return replace(described, began=began, accept_changes=accept_changes, temperature=read_temperature(model))
+    said = read_said(model)
+    described = described_run(recipe, folder, model, said.labels)
+    return replace(
+        described,
+        began=began,
+        accept_changes=accept_changes,
+        temperature=said.temperature,
+        label_shares=said.label_shares,
+    )
 
 
 def _began(folder: Path) -> Bindings | None:
@@ -174,6 +180,8 @@ def load_federation(
         client_states=files.client_states,
         to_units=partial(_to_answers, scales=scales_of(parts.recipe), temperature=run.temperature),
         names=parts.partition.groups,
+        label_totals=None if parts.own_labels is None else parts.own_labels.totals,
+        keeps_parts=parts.method.capabilities.personal or recipe.adapter.router != "shared",
     )
 
 

@@ -10,6 +10,7 @@ from fftmoe.store.adapter import LAST_ROUND as LAST_ROUND
 from fftmoe.store.adapter import SavedWith as SavedWith
 from fftmoe.store.adapter import adapter_of as adapter_of
 from fftmoe.store.adapter import read_labels as read_labels
+from fftmoe.store.adapter import read_said as read_said
 from fftmoe.store.adapter import read_temperature as read_temperature
 from fftmoe.store.adapter import save_adapter as save_adapter
 from fftmoe.store.adapter import sort_sets as sort_sets

@@ -8,14 +8,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fftmoe.adapter import MoeAdapterConfig
 from fftmoe.adapter.bound import ADAPTER_CONFIG, BOUND, LABELS, describe_adapter
 from fftmoe.adapter.pooling import MeanPoolClassifier
 from fftmoe.adapter.saved_head import PROBLEM_TYPES, TASK_TYPES
 from fftmoe.errors import InputError
-from fftmoe.head import usable
+from fftmoe.head import are_shares, usable
 from fftmoe.store.files import PRIVATE_FILE, PRIVATE_FOLDER, disk_errors, sync
 from fftmoe.strict import exact_json, read_small, strict_json
 
@@ -56,6 +56,7 @@ class SavedWith:
         reader: the tokenizer or the image processor of the backbone; None to leave it out.
         card: README.md, the model card; None leaves it out, because PEFT's is a form that nobody has filled in.
         temperature: by which the outputs of a solved head have been divided; None for any other.
+        label_shares: of all clients' rows, in the order of the labels; None where they are not known.
     """
 
     label_names: Sequence[str]
@@ -63,6 +64,7 @@ class SavedWith:
     reader: Reader | None = None
     card: str | None = None
     temperature: float | None = None
+    label_shares: Sequence[float] | None = None
 
 
 def save_adapter(model: Any, folder: Path, beside: SavedWith, private: bool = True) -> None:
@@ -101,6 +103,8 @@ def write_beside(folder: Path, beside: SavedWith) -> None:
     labels: dict[str, Any] = {"labels": list(beside.label_names), **({"problem_type": kind} if kind else {})}
     if beside.temperature is not None:
         labels["temperature"] = beside.temperature
+    if beside.label_shares is not None:
+        labels["label_shares"] = list(beside.label_shares)
     (folder / LABELS).write_text(exact_json(labels, indent=2) + "\n")
 
 
@@ -143,7 +147,7 @@ def read_labels(folder: Path) -> tuple[str, ...]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    return _read_said(folder)[0]
+    return read_said(folder).labels
 
 
 def read_temperature(folder: Path) -> float | None:
@@ -152,10 +156,25 @@ def read_temperature(folder: Path) -> float | None:
     Raises:
         InputError: the file is missing or damaged.
     """
-    return _read_said(folder)[1]
+    return read_said(folder).temperature
 
 
-def _read_said(folder: Path) -> tuple[tuple[str, ...], float | None]:
+class Said(NamedTuple):
+    """Holds what `labels.json` of a saved adapter says: the labels in the order of the logits, the temperature by which
+    the outputs of a solved head have been divided, and the shares of the labels; None where it says nothing.
+    """
+
+    labels: tuple[str, ...]
+    temperature: float | None
+    label_shares: tuple[float, ...] | None
+
+
+def read_said(folder: Path) -> Said:
+    """Return what `labels.json` of a saved adapter says.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
     path = folder / LABELS
     try:
         said = strict_json(read_small(path))
@@ -164,6 +183,9 @@ def _read_said(folder: Path) -> tuple[tuple[str, ...], float | None]:
             raise ValueError("its labels are not a list of texts")
         if temperature is not None and not (isinstance(temperature, float) and usable(temperature)):
             raise ValueError(f"its temperature is {temperature!r}")
-        return tuple(labels), temperature
+        shares = said.get("label_shares")
+        if shares is not None and not (are_shares(shares) and len(shares) == len(labels)):
+            raise ValueError("its label_shares are not a share for each label")
+        return Said(tuple(labels), temperature, None if shares is None else tuple(shares))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"cannot read {path}: {error}; the run folder is damaged, so start the run again") from error

@@ -5,7 +5,7 @@ import operator
 import safetensors.torch
 from safetensors import SafetensorError
 
-from fftmoe.head import usable
+from fftmoe.head import are_shares, usable
 from fftmoe.records import ServerState, Tensors, inspect_message, pack
 
 DEEPEST_STATE = 4  # nested brackets: a list of experts of a block of a client
@@ -16,8 +16,8 @@ def pack_state(state: ServerState) -> bytes:
     """Return the server state as safetensors with a JSON header; equal states give equal bytes."""
     groups = {name: getattr(state, name) for name in TENSOR_GROUPS}
     flat = {f"{group}/{name}": t for group, tensors in groups.items() for name, t in tensors.items()}
-    temperature = {} if state.temperature is None else {"temperature": state.temperature}
-    return pack({"round": state.round, "preferences": state.preferences, **temperature}, flat)
+    known = {name: getattr(state, name) for name in ("temperature", "label_shares") if getattr(state, name) is not None}
+    return pack({"round": state.round, "preferences": state.preferences, **known}, flat)
 
 
 def unpack_state(data: bytes) -> ServerState:
@@ -35,6 +35,9 @@ def unpack_state(data: bytes) -> ServerState:
         temperature = header.get("temperature")
         if temperature is not None and not usable(float(temperature)):
             raise TypeError(f"its temperature is {temperature!r}")
+        shares = header.get("label_shares")
+        if shares is not None and not are_shares(shares):
+            raise TypeError("its label_shares are no shares")
         flat, round = safetensors.torch.load(data), operator.index(header["round"])
         groups: dict[str, Tensors] = {name: {} for name in TENSOR_GROUPS}
         for key, tensor in flat.items():
@@ -42,4 +45,10 @@ def unpack_state(data: bytes) -> ServerState:
             groups[group][name] = tensor
     except (AttributeError, LookupError, TypeError, SafetensorError) as error:
         raise ValueError(f"it is not a server state: {type(error).__name__}: {error}") from error
-    return ServerState(round=round, preferences=preferences, temperature=temperature, **groups)
+    return ServerState(
+        round=round,
+        preferences=preferences,
+        temperature=temperature,
+        label_shares=None if shares is None else tuple(shares),
+        **groups,
+    )

@@ -6,7 +6,7 @@ No model, method or recipe is known here; every package above may import it.
 from collections.abc import Callable
 
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.head import Answers, OneLabel
+from fftmoe.head import AgainstOthers, Answers, LabelAnswers, OneLabel
 from fftmoe.tasks.base import NO_BOUND as NO_BOUND
 from fftmoe.tasks.base import Loss as Loss
 from fftmoe.tasks.base import LossByExample as LossByExample
@@ -60,6 +60,14 @@ FITTED: dict[str, Callable[[], Answers]] = {
     "multi-label-classification": SeveralLabels,
     "regression": ScaledNumbers,
 }
+
+
+def label_form(task: str, head: str | None) -> LabelAnswers | None:
+    """Return how the outputs of a head of this kind say the probabilities of labels; None for a task without labels."""
+    form = FITTED[task]() if task in FITTED else None
+    if isinstance(form, OneLabel) and form.one_each and head == "one-vs-all":
+        return AgainstOthers()
+    return form if isinstance(form, LabelAnswers) else None
 
 
 def make_task(name: str) -> Task:

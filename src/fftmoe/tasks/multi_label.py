@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fftmoe.head import EachExample
+from fftmoe.head import LEAST_SHARE, EachExample
 from fftmoe.tasks.base import counted, ratio, unless_broken
 from fftmoe.tasks.f1 import class_f1, f1_of_overlap, macro, none_to_find
 from fftmoe.tasks.share import CountedShare
@@ -32,6 +32,18 @@ class SeveralLabels(EachExample):
     def choices(self, num_outputs: int, /) -> int:
         """Return 2: an example has a label or not."""
         return 2
+
+    def probabilities(self, logits: Tensor, /) -> Tensor:
+        """Return the sigmoid of each."""
+        return logits.sigmoid()
+
+    def logits_of(self, shares: Tensor, /) -> Tensor:
+        """Return the logarithms of the odds."""
+        return shares.logit(LEAST_SHARE)
+
+    def shares(self, mean_targets: Tensor, /) -> Tensor:
+        """Return the share of 1 among targets of 1 and -1."""
+        return (1 + mean_targets) / 2
 
     def groups(self, labels: Tensor, num_outputs: int, /) -> Tensor:
         """Return which labels an example has and which not, [B, 2C].

@@ -7,11 +7,14 @@ from typing import Any
 from fftmoe.client.compress import split_state
 from fftmoe.client.runtime import ClientStates
 from fftmoe.errors import InputError, did_you_mean
+from fftmoe.head import LabelTotals
 from fftmoe.methods.base import Method
+from fftmoe.methods.budget import largest_tier
 from fftmoe.records import Budget, Experts, ServerState, Training
 from fftmoe.records.client_names import client_name
 from fftmoe.server.plan import plan_round
 from fftmoe.trained.load import use_top_k
+from fftmoe.trained.prior import Prior, prior_of_rows, why_no_prior
 from fftmoe.trained.run import TrainedModel
 
 
@@ -26,6 +29,8 @@ class FinishedFederation:
         training: how clients train. seed: of the recipe.
         client_states: what the clients have kept.
         names: of the clients, by client_id, where the data gives them any.
+        label_totals: from a client to how often its rows have each label; None where nobody may know.
+        keeps_parts: whether clients keep parts of the model that they use.
         to_units: lets the head of a model, in which a state has been installed, answer in the units of the data.
     """
 
@@ -39,6 +44,8 @@ class FinishedFederation:
     client_states: ClientStates
     to_units: Callable[[Any], None] = lambda _: None
     names: tuple[str, ...] | None = None
+    label_totals: Callable[[int], LabelTotals] | None = None
+    keeps_parts: bool = True
 
     def client_id(self, client: int | str) -> int:
         """Return the number of a client that is called by its name or by its number.
@@ -99,3 +106,24 @@ def personal_model(federation: FinishedFederation, client: int | str, top_k: int
     budget = plan.budget if top_k is None else replace(plan.budget, top_k=top_k)
     name = client_name(client_id, federation.names)
     return PersonalModel(trained, budget, plan.experts, bool(kept), client_id, name)
+
+
+def common_model(federation: FinishedFederation, top_k: int | None = None) -> TrainedModel:
+    """Install the global model, as the largest tier uses it, into the model of the federation.
+
+    Args:
+        top_k: how many experts a token uses; None keeps the value of the tier.
+    """
+    trained = federation.trained
+    federation.method.install(trained.model, federation.state.tensors, largest_tier(federation.tiers))
+    federation.to_units(trained.model)
+    use_top_k(trained.model, top_k)
+    return trained
+
+
+def prior_of_client(federation: FinishedFederation, client_id: int) -> Prior | None:
+    """Return how often labels occur among the rows of a client; None where nobody knows."""
+    run = federation.trained.run
+    if federation.label_totals is None or why_no_prior(run) is not None:
+        return None
+    return prior_of_rows(run, f"client {client_name(client_id, federation.names)}", federation.label_totals(client_id))

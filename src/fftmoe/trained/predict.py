@@ -13,6 +13,7 @@ from fftmoe.head import make_head
 from fftmoe.tasks import make_task
 from fftmoe.trained.complete import Writing, completions
 from fftmoe.trained.inputs import Inputs, unlabelled_texts
+from fftmoe.trained.prior import Prior
 from fftmoe.trained.run import FinishedRun, TrainedModel
 from fftmoe.trained.tag import tag_words
 
@@ -36,13 +37,19 @@ def check_request(run: FinishedRun, batch_size: int, scores: bool, draws: bool) 
 
 
 def predict(
-    trained: TrainedModel, inputs: Inputs, batch_size: int, scores: bool, writing: Writing
+    trained: TrainedModel,
+    inputs: Inputs,
+    batch_size: int,
+    scores: bool,
+    writing: Writing,
+    prior: Prior | None = None,
 ) -> Iterator[Prediction]:
     """Yield the answer of a trained model to each input, in the order of the inputs.
 
     Args:
         scores: add the scores of all labels, `{"scores": {label: score}}`.
         writing: how a language model completes prompts.
+        prior: how often labels occur where the inputs come from; None to leave the answers as they are.
 
     Returns:
         For one label of several `{"text" | "image", "label", "score"}`, whose scores sum to 1 over the labels; for any
@@ -59,11 +66,11 @@ def predict(
     if inputs.images is None:
         kind, reasons = "prompt" if run.is_language_model else "text", _reasons(run, inputs)
         texts = [text for text, reason in zip(inputs.names, reasons, strict=True) if text is not None and not reason]
-        answers = iter(_answers(trained, texts, batch_size, scores, writing) if texts else [])
+        answers = iter(_answers(trained, texts, batch_size, scores, writing, prior) if texts else [])
     else:
         kind, reasons = "image", inputs.reasons
         names = [name for name, reason in zip(inputs.names, reasons, strict=True) if reason is None]
-        answers = iter(_from_images(trained, names, inputs.images, batch_size, scores) if names else [])
+        answers = iter(_from_images(trained, names, inputs.images, batch_size, scores, prior) if names else [])
     missing = [
         _unanswered(run, kind, name, reason, scores) if reason else None
         for name, reason in zip(inputs.names, reasons, strict=True)
@@ -101,23 +108,38 @@ def _why_blank(text: str | None) -> str:
 
 
 def _answers(
-    trained: TrainedModel, texts: Sequence[str], batch_size: int, scores: bool, writing: Writing
+    trained: TrainedModel,
+    texts: Sequence[str],
+    batch_size: int,
+    scores: bool,
+    writing: Writing,
+    prior: Prior | None,
 ) -> Iterable[Prediction]:
     """Return the answers to texts none of which is blank."""
     run = trained.run
     if run.is_language_model:
         return completions(trained, texts, writing)
     if make_task(run.task).by_token:
-        return tag_words(trained, texts, batch_size)
+        return tag_words(trained, texts, batch_size, prior)
     logits = predict_logits(trained.model, unlabelled_texts(run, texts), batch_size)
-    return _from_logits(run, "text", texts, logits, scores)
+    return _from_logits(run, "text", texts, _corrected(logits, prior), scores)
+
+
+def _corrected(logits_NC: Tensor, prior: Prior | None) -> Tensor:
+    return logits_NC if prior is None else prior.corrected(logits_NC)
 
 
 def _from_images(
-    trained: TrainedModel, names: Sequence[str | None], images: Examples, batch_size: int, scores: bool
+    trained: TrainedModel,
+    names: Sequence[str | None],
+    images: Examples,
+    batch_size: int,
+    scores: bool,
+    prior: Prior | None,
 ) -> list[Prediction]:
     """Return the answers to images."""
-    return _from_logits(trained.run, "image", names, predict_logits(trained.model, images, batch_size), scores)
+    logits = predict_logits(trained.model, images, batch_size)
+    return _from_logits(trained.run, "image", names, _corrected(logits, prior), scores)
 
 
 def _from_logits(

@@ -77,6 +77,8 @@ class FinishedRun:
         temperature: by which the outputs of a solved head have been divided in the saved model, so that their softmax
             gives calibrated probabilities; None for any other head.
         pair_loss: of a run that learned from pairs of answers, its loss; else None.
+        label_shares: of the labels among the rows of all clients, in the order of `label_names`; None where they are
+            not known.
     """
 
     folder: Path
@@ -94,6 +96,7 @@ class FinishedRun:
     accept_changes: bool = False
     temperature: float | None = None
     pair_loss: PairLoss | None = None
+    label_shares: tuple[float, ...] | None = None
 
     @property
     def reads_images(self) -> bool:

@@ -1,0 +1,96 @@
+"""Computes how answers change with the shares of labels at the place of use (docs/math.md, Personal answers).
+
+A model that has learned from rows with the label shares pi gives p(c | x) for such rows. Where labels have other shares
+q, and the inputs of each label are as they were, Bayes' rule gives p'(c | x) ~ p(c | x) q_c / pi_c (Saerens, Latinne
+and Decaestecker, 2002). Of logits z this is an addition, the `prior_shift`:
+
+    z' = z + logits_of(q) - logits_of(pi)
+
+Nothing is trained for it and nothing is sent. It needs logits that are calibrated; those of a closed-form head are
+divided by its temperature first.
+
+Shape letters: N items (the examples, or their labelled tokens), C labels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fftmoe.head.answers import LabelAnswers
+
+SMOOTHING = 1.0  # items with everyone's shares that are added to those of a place
+ESTIMATE_STEPS, NEAR = 1000, 1e-8  # of the estimate: most steps, and the change of a share below which it ends
+
+
+@dataclass(frozen=True)
+class LabelTotals:
+    """Says how often each label occurs in a set of items.
+
+    Attributes:
+        targets: the sum of the items' targets (`Answers.targets`), float64 [C].
+        items: their number.
+    """
+
+    targets: Tensor
+    items: float
+
+    @classmethod
+    def of(cls, labels: Tensor, num_outputs: int, answers: LabelAnswers) -> "LabelTotals":
+        """Return those of items with these labels, in the form of `answers`."""
+        return cls(answers.targets(labels, num_outputs).sum(0), float(len(labels)))
+
+    def __add__(self, other: "LabelTotals") -> "LabelTotals":
+        return LabelTotals(self.targets + other.targets, self.items + other.items)
+
+    def shares(self, answers: LabelAnswers) -> Tensor:
+        """Return the share of the items that has each label, float64 [C]; there is at least one item."""
+        return answers.shares(self.targets / self.items).clamp(0.0, 1.0)
+
+
+def are_shares(values: Any) -> bool:
+    """Return whether something that was read is a list of shares of labels."""
+    return isinstance(values, list) and all(isinstance(value, float) and 0.0 <= value <= 1.0 for value in values)
+
+
+def smoothed_shares(own: LabelTotals, whole_C: Tensor, answers: LabelAnswers) -> Tensor:
+    """Return a place's shares of labels, float64 [C], with `SMOOTHING` items of everyone's shares added.
+
+    So a label that the place has not seen yet stays possible there, the more so the fewer rows it has; without any, its
+    shares are everyone's.
+
+    Args:
+        own: of the place. whole_C: everyone's shares, float64 [C].
+    """
+    if not own.items:
+        return whole_C
+    return (own.items * own.shares(answers) + SMOOTHING * whole_C) / (own.items + SMOOTHING)
+
+
+def prior_shift(shares_C: Tensor, whole_C: Tensor, answers: LabelAnswers) -> Tensor:
+    """Return what is added to logits where labels have these shares, float64 [..., C].
+
+    Args:
+        shares_C: at the place of use. whole_C: among the rows from which the model has learned.
+    """
+    return answers.logits_of(shares_C) - answers.logits_of(whole_C)
+
+
+def estimated_shares(logits_NC: Tensor, whole_C: Tensor, answers: LabelAnswers) -> Tensor:
+    """Return the shares of labels among items whose labels nobody knows, float64 [C].
+
+    They are the most probable ones, found by expectation maximisation (Saerens et al., 2002): the shares are the mean
+    of the probabilities that the items have with these shares. As in `smoothed_shares`, items of everyone's shares are
+    added, so that a few items say little.
+
+    Args:
+        logits_NC: of the items, calibrated for the shares `whole_C`.
+    """
+    logits_NC, shares_C, items = logits_NC.double(), whole_C, len(logits_NC)
+    for _ in range(ESTIMATE_STEPS):
+        found_NC = answers.probabilities(logits_NC + prior_shift(shares_C, whole_C, answers))
+        before, shares_C = shares_C, (found_NC.sum(0) + SMOOTHING * whole_C) / (items + SMOOTHING)
+        if torch.allclose(before, shares_C, rtol=0.0, atol=NEAR):
+            break
+    return shares_C

@@ -1,0 +1,125 @@
+"""Measures the answers of clients that correct a model's outputs for their own labels (`fftmoe.head.prior`).
+
+The outputs are those that are computed to measure the model for everyone; the corrections cost no pass of their own.
+
+Shape letters: N test rows, B of them in a batch, K clients, C labels, L strata, S statistics of the task.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fftmoe.data import Ragged
+from fftmoe.evaluate import Tally
+from fftmoe.head import LabelAnswers, LabelTotals, prior_shift, smoothed_shares
+from fftmoe.records import ServerState
+from fftmoe.tasks import Task
+
+
+@dataclass(frozen=True)
+class OwnLabels:
+    """Says how often the labels occur among the rows of each client.
+
+    Attributes:
+        answers: the form of the labels. totals: of the rows that a client trains on.
+        solved: whether the head is a closed-form one, whose outputs are logits once they are divided by its
+            temperature.
+    """
+
+    answers: LabelAnswers
+    totals: Callable[[int], LabelTotals]
+    solved: bool
+
+    def corrections(self, state: ServerState, clients: Sequence[int]) -> "Corrections | None":
+        """Return what these clients do with the outputs of the state's model; None where its labels or their
+        temperature are not known.
+        """
+        if state.label_shares is None or (self.solved and state.temperature is None):
+            return None
+        whole_C = torch.tensor(state.label_shares, dtype=torch.float64)
+        shares = [smoothed_shares(self.totals(client), whole_C, self.answers) for client in clients]
+        shifts_KC = torch.stack([prior_shift(own_C, whole_C, self.answers) for own_C in shares]).float()
+        return Corrections(shifts_KC, state.temperature if self.solved and state.temperature else 1.0)
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Holds what K clients do with the outputs of one model.
+
+    Attributes:
+        shifts: what each adds to logits, float32 [K, C].
+        temperature: by which the outputs are divided first.
+    """
+
+    shifts: Tensor
+    temperature: float
+
+    def of_client(self, outputs: Tensor, place: int) -> Tensor:
+        """Return the logits of one client."""
+        return outputs / self.temperature + self.shifts[place].to(outputs.device)
+
+    def of_rows(self, outputs: Tensor, places_B: Tensor) -> Tensor:
+        """Return the logits of each example as the client at its place has them."""
+        shifts_BC = self.shifts[places_B].to(outputs.device)
+        return outputs / self.temperature + shifts_BC.view(len(places_B), *[1] * (outputs.dim() - 2), -1)
+
+
+class OnOwnRows:
+    """Measures each client's answers on its own test rows; `fftmoe.evaluate.tally` shows it the outputs.
+
+    Args:
+        clients: K of them. own: by client, its own rows of the test set, of which there are `num_rows`.
+    """
+
+    def __init__(
+        self, task: Task, corrections: Corrections, clients: Sequence[int], own: Ragged, num_rows: int
+    ) -> None:
+        self._task, self._corrections, self._sums = task, corrections, 0.0
+        self._rows_K = np.array([len(own[client]) for client in clients])
+        self._places_N = np.full(num_rows, -1)
+        for place, client in enumerate(clients):
+            self._places_N[own[client]] = place
+
+    def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], rows: Tensor) -> None:
+        """Add a batch."""
+        places_B = self._places_N[rows.numpy()]
+        logits = self._corrections.of_rows(outputs, torch.from_numpy(places_B))  # rows of nobody get any client's
+        found_BS = self._task.statistics(logits, batch).cpu().numpy()
+        sums_KS = np.zeros((len(self._rows_K), found_BS.shape[1]))
+        np.add.at(sums_KS, places_B[places_B >= 0], found_BS[places_B >= 0])
+        self._sums = self._sums + sums_KS
+
+    def values(self) -> np.ndarray:
+        """Return the run's metric for each client, float64 [K]; NaN for one without rows."""
+        values_K = self._task.metrics(np.asarray(self._sums))[self._task.metric]
+        return np.where(self._rows_K > 0, values_K, np.nan)
+
+
+class OnOwnMixes:
+    """Measures each client's answers on all test rows, reweighted to its own mix of strata.
+
+    Args:
+        strata: of the test rows, int64 [N]. mixes: the share of each stratum among each client's rows, float64 [K, L].
+    """
+
+    def __init__(self, task: Task, corrections: Corrections, strata: Tensor, mixes: np.ndarray) -> None:
+        self._task, self._corrections, self._strata_N, self._mixes_KL = task, corrections, strata, mixes
+        self._sums: list[np.ndarray | float] = [0.0] * len(mixes)
+
+    def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], rows: Tensor) -> None:
+        """Add a batch."""
+        strata_B, num_strata = self._strata_N[rows].numpy(), self._mixes_KL.shape[1]
+        for place in range(len(self._sums)):
+            found_BS = self._task.statistics(self._corrections.of_client(outputs, place), batch).cpu().numpy()
+            sums_LS = np.zeros((num_strata, found_BS.shape[1]))
+            np.add.at(sums_LS, strata_B, found_BS)
+            self._sums[place] = self._sums[place] + sums_LS
+
+    def values(self) -> np.ndarray:
+        """Return the run's metric for each client, float64 [K]; NaN for one that has only strata without test rows."""
+        counts_L = torch.bincount(self._strata_N, minlength=self._mixes_KL.shape[1]).numpy()
+        tallies = [Tally(self._task, np.asarray(sums), counts_L) for sums in self._sums]
+        return np.array([found.on_mixes(mix[None])[0] for found, mix in zip(tallies, self._mixes_KL, strict=True)])

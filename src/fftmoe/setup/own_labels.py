@@ -1,0 +1,56 @@
+"""Says how often each label occurs among the rows that a client trains on, where that may be known."""
+
+from functools import partial, reduce
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fftmoe.config import Recipe
+from fftmoe.data import Examples, Partition, WithPrefix
+from fftmoe.head import LabelAnswers, LabelTotals
+from fftmoe.rounds.own_answers import OwnLabels
+from fftmoe.tasks import label_form
+
+READ_AT_ONCE = 1024  # rows whose labels are read together
+
+
+def own_labels(
+    recipe: Recipe, num_outputs: int, train: Examples, partition: Partition, remote: bool
+) -> OwnLabels | None:
+    """Return what is known of the labels of each client; None for a task without labels, where clients are elsewhere,
+    and with differential privacy, whose guarantee does not cover exact counts.
+
+    Args:
+        num_outputs: of the head. train: the examples of all clients. partition: whose they are.
+        remote: whether clients are elsewhere.
+    """
+    answers = label_form(recipe.backbone.task, None if recipe.head is None else recipe.head.kind)
+    if answers is None or remote or recipe.differential:
+        return None
+    count = partial(totals_of, train, num_outputs=num_outputs, answers=answers)
+    return OwnLabels(answers, lambda client: count(partition.indices[client]), recipe.closed_form is not None)
+
+
+def known_shares(own: OwnLabels | None, train: Examples, partition: Partition, num_outputs: int) -> Tensor | None:
+    """Return the shares of the labels of all clients before the first round, float64 [C]; None where nobody knows.
+
+    A closed-form head brings them with its feature statistics, also where clients are elsewhere.
+    """
+    if own is None or own.solved:
+        return None
+    return totals_of(train, partition.indices.flat, num_outputs, own.answers).shares(own.answers)
+
+
+def totals_of(examples: Examples, rows: np.ndarray, num_outputs: int, answers: LabelAnswers) -> LabelTotals:
+    """Return how often each label occurs among these rows, int64 [N]; at least one.
+
+    Args:
+        num_outputs: of the head.
+    """
+    if answers.one_each and answers.exclusive:  # the class of each example is known without its inputs
+        return LabelTotals.of(examples.labels[torch.from_numpy(rows)], num_outputs, answers)
+    plain = examples.examples if isinstance(examples, WithPrefix) else examples  # no states are needed
+    parts = (plain.batch(part)["labels"] for part in np.array_split(rows, 1 + len(rows) // READ_AT_ONCE))
+    items = (answers.items(labels, labels)[1] for labels in parts)
+    return reduce(LabelTotals.__add__, (LabelTotals.of(labels, num_outputs, answers) for labels in items))

@@ -1,0 +1,215 @@
+"""Personal answers of a finished run: everyone's model, corrected for the labels of a client, a file or the inputs."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import fftmoe
+from crossed_inputs import Inputs
+from fftmoe.config import complete_recipe
+from fftmoe.evaluate import predict_logits
+from fftmoe.head import LabelTotals, estimated_shares, prior_shift, smoothed_shares
+from fftmoe.setup.compose import compose
+from fftmoe.setup.finished import finished_run, load_run, recipe_of
+from fftmoe.setup.own_labels import totals_of
+from fftmoe.setup.run import run
+from fftmoe.store import RunFolder
+from fftmoe.tasks import label_form
+from fftmoe.trained.inputs import unlabelled_texts
+from fftmoe.trained.prior import why_no_prior
+from five_clients import FOURIER
+from run_fixtures import RunValues
+from shared_fixtures import Cli, assert_refused
+
+TEXTS = ("red ash red", "cod blue bay blue", "green dew green elm fig")
+HEADS = {
+    "one-vs-all": {"kind": "one-vs-all", "learning_rate": 1.0},
+    "closed-form": FOURIER,
+    "averaged": {"kind": "averaged"},
+}
+MakeRun = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def made(run_values: RunValues, recipe_values: dict[str, Any]) -> MakeRun:
+    """`made(head)` returns the folder of the tiny run with this kind of head, whose clients have unlike labels."""
+    folders: dict[str, Path] = {}
+
+    def call(head: str) -> Path:
+        if head not in folders:
+            partition = {"kind": "dirichlet", "alpha": 0.3, "num_clients": 7}
+            folders[head] = run_values({**recipe_values, "partition": partition, "head": HEADS[head]}).folder
+        return folders[head]
+
+    return call
+
+
+def parts(folder: Path) -> tuple[Any, Tensor, Tensor]:
+    """The form of the labels, everyone's shares, and the logits of everyone's model for the texts."""
+    trained = load_run(folder)
+    form = label_form(trained.run.task, trained.run.head)
+    assert form is not None
+    assert trained.run.label_shares is not None
+    logits = predict_logits(trained.model, unlabelled_texts(trained.run, TEXTS))
+    return form, torch.tensor(trained.run.label_shares, dtype=torch.float64), logits
+
+
+def labels_of(answers: list[dict[str, Any]]) -> list[str]:
+    return [answer["label"] for answer in answers]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_run_knows_the_shares_of_all_labels(made: MakeRun, head: str):
+    folder = made(head)
+    experiment = compose(recipe_of(folder))
+    labels = experiment.train.labels[torch.from_numpy(experiment.partition.indices.flat)]
+    shares = (torch.bincount(labels, minlength=3).double() / len(labels)).tolist()
+    said = json.loads((folder / "adapter" / "labels.json").read_text())
+    assert said["label_shares"] == pytest.approx(shares, rel=1e-12)
+    state = RunFolder(folder).load_newest().state
+    assert state is not None
+    assert state.label_shares == finished_run(folder).label_shares
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("client", [0, 4])
+def test_a_client_gets_the_common_answer_corrected_for_its_labels(cli: Cli, made: MakeRun, head: str, client: int):
+    folder = made(head)
+    form, whole, logits = parts(folder)
+    experiment = compose(recipe_of(folder))
+    own = LabelTotals.of(experiment.train.labels[experiment.partition.indices[client]], 3, form)
+    corrected = logits + prior_shift(smoothed_shares(own, whole, form), whole, form).float()
+    found = fftmoe.predict(folder, TEXTS, client=client)
+    names = finished_run(folder).label_names
+    assert labels_of(found) == [names[best] for best in corrected.argmax(1).tolist()]
+    if head != "one-vs-all":
+        scores = corrected.softmax(1).max(1).values.tolist()
+        assert [answer["score"] for answer in found] == pytest.approx(scores, rel=1e-4)  # batches add in another order
+    assert {answer["prior"] for answer in found} == {f"client {client}"}
+    printed = [json.loads(line) for line in cli("predict", folder, *TEXTS, "--client", client).out.splitlines()]
+    assert printed == found
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_without_a_prior_everyones_answer_stays(made: MakeRun, head: str):
+    plain = fftmoe.predict(made(head), TEXTS)
+    assert all("prior" not in answer for answer in plain)
+    marked = [{**answer, "prior": "none"} for answer in plain]
+    assert fftmoe.predict(made(head), TEXTS, prior="none") == marked
+    assert fftmoe.predict(made(head), TEXTS, client=2, prior="none") == marked
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_stated_shares_are_used_and_named(made: MakeRun, head: str, tmp_path: Path):
+    names = finished_run(made(head)).label_names
+    (tmp_path / "shares.json").write_text(json.dumps({names[1]: 1.0}))
+    found = fftmoe.predict(made(head), TEXTS, client=2, prior=str(tmp_path / "shares.json"))
+    assert labels_of(found) == [names[1]] * 3  # nothing else occurs there
+    assert {answer["prior"] for answer in found} == {"shares.json"}
+    whole = finished_run(made(head)).label_shares
+    assert whole is not None
+    (tmp_path / "whole.json").write_text(json.dumps(dict(zip(names, whole, strict=True))))
+    same = fftmoe.predict(made(head), TEXTS, prior=str(tmp_path / "whole.json"))
+    assert labels_of(same) == labels_of(fftmoe.predict(made(head), TEXTS))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_estimate_is_that_of_the_inputs(made: MakeRun, head: str):
+    form, whole, logits = parts(made(head))
+    shares = estimated_shares(logits, whole, form)
+    corrected = logits + prior_shift(shares, whole, form).float()
+    found = fftmoe.predict(made(head), TEXTS, prior="estimate")
+    names = finished_run(made(head)).label_names
+    assert labels_of(found) == [names[best] for best in corrected.argmax(1).tolist()]
+    assert {answer["prior"] for answer in found} == {"estimate"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ("cannot read --prior", "No such file", "estimate or none")),
+        ("[0.5, 0.5]", ("cannot read --prior", "expected an object")),
+        ('{"red": 0.5, "bleu": 0.5}', ("no label 'bleu'", "did you mean 'blue'?")),
+        ('{"red": 0.5, "blue": 0.6}', ("add up to 1.1", "must add up to 1")),
+        ('{"red": -0.5, "blue": 1.5}', ("the share of 'red' is -0.5", "from 0 to 1")),
+        ('{"red": "1"}', ("the share of 'red' is '1'",)),
+        ('{"red": true}', ("the share of 'red' is True",)),
+        ('{"red": NaN}', ("cannot read --prior",)),
+        ("{}", ("add up to 0",)),
+    ],
+)
+def test_what_are_no_shares_of_the_labels_is_said(
+    cli: Cli, made: MakeRun, tmp_path: Path, text: str | None, words: tuple[str, ...]
+):
+    if text is not None:
+        (tmp_path / "shares.json").write_text(text)
+    assert_refused(cli("predict", made("averaged"), "red", "--prior", tmp_path / "shares.json"), *words)
+
+
+def test_an_unknown_client_is_refused(cli: Cli, made: MakeRun):
+    assert_refused(cli("predict", made("averaged"), "red", "--client", 7), "client 7", "clients 0 to 6")
+
+
+def test_a_run_says_why_its_answers_cannot_be_corrected(made: MakeRun):
+    known = finished_run(made("closed-form"))
+    assert why_no_prior(known) is None
+    assert "how often its labels occur" in str(why_no_prior(replace(known, label_shares=None)))
+    assert "temperature" in str(why_no_prior(replace(known, temperature=None)))
+    assert "regression gives no labels" in str(why_no_prior(replace(known, task="regression")))
+    assert "causal-lm gives no labels" in str(why_no_prior(replace(known, task="causal-lm", head=None)))
+
+
+def finished(inputs: Inputs, task: str, folder: Path, **sections: Any) -> Path:
+    values = {**inputs.recipe(task), "partition": {"kind": "iid", "num_clients": 3}, **sections}
+    values["evaluation"] = {"baselines": "off"}
+    run(complete_recipe(values, "tiny")[0], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return Inputs.write(tmp_path_factory.mktemp("inputs"))
+
+
+def pictures(folder: Path) -> str:
+    """A folder with two pictures."""
+    for name in ("first", "second"):
+        Image.new("RGB", (8, 8), "red").save(folder / f"{name}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize("task", ["multi-label-classification", "token-classification", "image-classification"])
+def test_other_labels_are_corrected_in_their_own_form(inputs: Inputs, tmp_path: Path, task: str):
+    folder = finished(inputs, task, tmp_path / "run")
+    known = finished_run(folder)
+    experiment = compose(recipe_of(folder))
+    form = label_form(task, known.head)
+    assert form is not None
+    everyone = totals_of(experiment.train, experiment.partition.indices.flat, len(known.label_names), form)
+    assert known.label_shares == pytest.approx(everyone.shares(form).tolist(), rel=1e-12)
+    never, always = known.label_names[:2]
+    (tmp_path / "shares.json").write_text(json.dumps({never: 0.0, always: 1.0}))
+    asked = [pictures(tmp_path)] if task == "image-classification" else TEXTS
+    found = fftmoe.predict(folder, asked, prior=str(tmp_path / "shares.json"))
+    given = {"multi-label-classification": "labels", "token-classification": "tags", "image-classification": "label"}
+    for answer in found:
+        said = answer[given[task]]
+        assert set([said] if isinstance(said, str) else said) == {always}
+    assert {answer["prior"] for answer in fftmoe.predict(folder, asked, client=1)} == {"client 1"}
+
+
+@pytest.mark.parametrize("task", ["regression", "causal-lm"])
+def test_a_task_without_labels_has_no_prior(inputs: Inputs, tmp_path: Path, cli: Cli, task: str):
+    folder = finished(inputs, task, tmp_path / "run")
+    assert "label_shares" not in json.loads((folder / "adapter" / "labels.json").read_text())
+    for prior in ("estimate", "shares.json"):
+        assert_refused(cli("predict", folder, "red", "--prior", prior), f"task {task} gives no labels", "--prior none")
+    asked = ("predict", folder, "red", "--prior", "none", "--client", 1, "--max-new-tokens", 3)
+    assert cli(*asked).status == 0
