@@ -229,8 +229,12 @@ def test_tables_leave_out_what_was_not_measured():
     assert robustness_table(single.cells).header == ("", "worst decile", "up", "down", "client s")
     known = {"mean": 0.75, "worst_decile": 0.25, "global_mean": 0.625}
     personal = robustness_table((cell("a+h", "iid", 0, 0.5, personal_accuracy=known),))
-    assert personal.header[3:6] == ("personal", "personal worst", "global there")
+    assert personal.header[3:6] == ("own model", "own model worst", "global there")
     assert personal.rows == (("a+h", "–", "0.250", "0.750", "0.250", "0.625", "200 B", "400 B", "20"),)
+    own = {"global": {"mean": 0.5, "worst": 0.25}, "personal": {"mean": 0.75, "worst": 0.625}}
+    answers = robustness_table((cell("a+h", "iid", 0, 0.5, own_data=own),))
+    assert answers.header[3:6] == ("own data", "personal answers", "worst client")
+    assert answers.rows == (("a+h", "–", "0.250", "0.500", "0.750", "0.625", "200 B", "400 B", "20"),)
     assert target_table(Comparison("x", GRID)).rows[0] == ("fft-moe+h", "2", "1", "450 B", "16")
     assert target_table(Comparison("x", GRID, 0.88)).rows == (
         ("fft-moe+h", "–", "–", "–", "–"),

@@ -17,6 +17,8 @@ from fftmoe.backbones import head_parameters, load_adapter, logits
 from fftmoe.exports import peft as peft_export
 from fftmoe.exports.check import Batch, probes
 from fftmoe.exports.load import fresh_backbone
+from fftmoe.exports.personal import with_own_prior
+from fftmoe.head import prior_shift
 from fftmoe.setup.finished import load_client, load_federation, load_run
 from fftmoe.trained.run import FinishedRun
 from five_clients import FOURIER
@@ -74,7 +76,7 @@ def test_a_peft_export_with_another_top_k_opens_with_it(texts: Path, out: Path):
 @pytest.mark.parametrize("client_id", [0, 1, 2, 3])
 def test_the_adapter_of_a_client_gives_what_its_personal_model_gives(texts: Path, tmp_path: Path, client_id: int):
     about = fftmoe.export(texts, "personal", tmp_path / "out", client=client_id)
-    client = load_client(texts, client_id, exact=True)
+    client = with_own_prior(load_client(texts, client_id, exact=True))
     batches = probes(client.trained)
     expected = answers(client.trained.model, batches)
     own = opened(texts, tmp_path / "out")
@@ -87,6 +89,21 @@ def test_the_adapter_of_a_client_gives_what_its_personal_model_gives(texts: Path
         moved = load_federation(texts, exact=True)
         moved.method.install(moved.trained.model, moved.state.tensors, client.budget)
         assert not answers(moved.trained.model, batches)[2].equal(expected[2])
+
+
+def test_its_answers_are_corrected_for_the_labels_of_the_client(texts: Path, out: Path):
+    about = fftmoe.export(texts, "personal", out, client=2)
+    plain, client = load_client(texts, 2, exact=True), load_client(texts, 2, exact=True)
+    assert client.prior is not None
+    assert client.prior.shares is not None
+    batches = probes(plain.trained)
+    shift = prior_shift(client.prior.shares, client.prior.whole, client.prior.answers)
+    assert shift.abs().max() > 0.1
+    for own, common in zip(answers(opened(texts, out), batches), answers(plain.trained.model, batches), strict=True):
+        torch.testing.assert_close(own, common + shift.to(common), rtol=1e-5, atol=1e-5)  # added to the bias, or last
+    assert about["prior"] == "client 2"
+    assert json.loads((out / "labels.json").read_text())["label_shares"] == client.prior.shares.tolist()
+    assert "how often each label occurs" in (out / "README.md").read_text()
 
 
 def test_those_clients_include_both_tiers_and_kept_states(texts: Path):
@@ -150,7 +167,8 @@ def test_the_random_features_of_a_closed_form_head_are_exported(
         for tensor in head_of(other).values():
             tensor.add_(1)
     found = head_of(PeftModel.from_pretrained(other, str(out)))
-    assert all(found[name].equal(tensor) for name, tensor in expected.items())
+    changed = {"bias"} if "client" in choice else set()  # corrected for the client's labels
+    assert all(found[name].equal(tensor) != (name in changed) for name, tensor in expected.items())
 
 
 def head_of(model: Any) -> dict[str, Tensor]:

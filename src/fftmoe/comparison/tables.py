@@ -89,6 +89,9 @@ def robustness_table(cells: Sequence[CellResult]) -> TextTable:
     def of_clients(model: str, key: str) -> Callable[[str], str]:
         return lambda variant: with_interval(over_grid(cells, variant, own_key(metric, model), key), metric.form)
 
+    def own_data(way: str, key: str) -> Callable[[str], str]:
+        return lambda variant: with_interval(over_grid(cells, variant, "own_data", way, key), metric.form)
+
     columns: dict[str, Callable[[str], str]] = {}
     notes = []
     if any(cell.partition == IID for cell in cells):
@@ -98,9 +101,21 @@ def robustness_table(cells: Sequence[CellResult]) -> TextTable:
         notes.append(f"IID kept: {' / '.join(parts)}")
     columns["worst decile"] = of_clients("", "worst_decile")
     notes.append(f"worst decile: over clients, {_own_rows(cells)}")
+    if any(number(cell, "own_data", "personal", "mean") is not None for cell in cells):
+        notes.append(
+            "own data: the mean over clients on these rows; personal answers: the same with the answers corrected for "
+            "each client's own labels, and worst client: of these"
+        )
+        columns["own data"] = own_data("global", "mean")
+        columns["personal answers"], columns["worst client"] = (
+            own_data("personal", "mean"),
+            own_data("personal", "worst"),
+        )
     if any(number(cell, own_key(metric, "personal"), "mean") is not None for cell in cells):
-        notes.append("personal: a client's own model on these rows; global there: the global model on them")
-        for name, key in (("personal", "mean"), ("personal worst", "worst_decile"), ("global there", "global_mean")):
+        notes.append(
+            "own model: what a client downloads and keeps, on these rows; global there: the global model on them"
+        )
+        for name, key in (("own model", "mean"), ("own model worst", "worst_decile"), ("global there", "global_mean")):
             columns[name] = of_clients("personal", key)
     columns["up"] = lambda variant: _bytes(numbers(select(cells, variant), "bytes_up"))
     columns["down"] = lambda variant: _bytes(numbers(select(cells, variant), "bytes_down"))

@@ -75,6 +75,8 @@ class PersonalModel:
         budget: of the client's tier. experts: its resident experts by block.
         kept: whether the client has kept a state; otherwise its model is its part of the global model.
         client_id: its number. name: that the data gives it, or else its number.
+        prior: how often labels occur among its rows, for which the answers of its model are to be corrected; None where
+            nobody knows.
     """
 
     trained: TrainedModel
@@ -83,6 +85,7 @@ class PersonalModel:
     kept: bool
     client_id: int
     name: str
+    prior: Prior | None = None
 
 
 def personal_model(federation: FinishedFederation, client: int | str, top_k: int | None = None) -> PersonalModel:
@@ -105,7 +108,8 @@ def personal_model(federation: FinishedFederation, client: int | str, top_k: int
     use_top_k(trained.model, top_k)
     budget = plan.budget if top_k is None else replace(plan.budget, top_k=top_k)
     name = client_name(client_id, federation.names)
-    return PersonalModel(trained, budget, plan.experts, bool(kept), client_id, name)
+    prior = prior_of_client(federation, client_id)
+    return PersonalModel(trained, budget, plan.experts, bool(kept), client_id, name, prior)
 
 
 def common_model(federation: FinishedFederation, top_k: int | None = None) -> TrainedModel:
