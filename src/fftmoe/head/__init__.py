@@ -25,11 +25,14 @@ from fftmoe.head.losses import LeastSquares as LeastSquares
 from fftmoe.head.losses import OneVsAll as OneVsAll
 from fftmoe.head.losses import SquaredDistance as SquaredDistance
 from fftmoe.head.losses import make_head as make_head
+from fftmoe.head.prior import PRIOR_STRENGTHS as PRIOR_STRENGTHS
 from fftmoe.head.prior import LabelTotals as LabelTotals
 from fftmoe.head.prior import are_shares as are_shares
+from fftmoe.head.prior import best_strength as best_strength
 from fftmoe.head.prior import estimated_shares as estimated_shares
 from fftmoe.head.prior import prior_shift as prior_shift
 from fftmoe.head.prior import smoothed_shares as smoothed_shares
+from fftmoe.head.prior import strength_scores as strength_scores
 from fftmoe.head.temperature import best_temperature as best_temperature
 from fftmoe.head.temperature import score_sums as score_sums
 from fftmoe.head.temperature import usable as usable

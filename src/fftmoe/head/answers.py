@@ -120,6 +120,11 @@ class OneLabel(EachExample):
 class AgainstOthers(OneLabel):
     """Fits the same; each output says the odds of its label against all others, as those of a one-vs-all head do."""
 
+    def cross_entropy(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
+        """Return the binary cross-entropy of each label against all others, summed over them."""
+        targets = self.targets(labels, outputs_NC.shape[1]).to(outputs_NC)
+        return F.binary_cross_entropy_with_logits(outputs_NC, targets, reduction="sum")
+
     def probabilities(self, logits: Tensor, /) -> Tensor:
         """Return the sigmoid of each."""
         return logits.sigmoid()

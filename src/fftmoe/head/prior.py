@@ -7,7 +7,8 @@ and Decaestecker, 2002). Of logits z this is an addition, the `prior_shift`:
     z' = z + logits_of(q) - logits_of(pi)
 
 Nothing is trained for it and nothing is sent. It needs logits that are calibrated; those of a closed-form head are
-divided by its temperature first.
+divided by its temperature first. Where inputs tell where they come from, the model may know a part of the shares of
+their place already. So a client chooses by its own rows which part of the shift it adds (`best_strength`).
 
 Shape letters: N items (the examples, or their labelled tokens), C labels.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from fftmoe.head.answers import LabelAnswers
 
+PRIOR_STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # parts of the correction from which a client chooses
 SMOOTHING = 1.0  # items with everyone's shares that are added to those of a place
 ESTIMATE_STEPS, NEAR = 1000, 1e-8  # of the estimate: most steps, and the change of a share below which it ends
 
@@ -75,6 +77,22 @@ def prior_shift(shares_C: Tensor, whole_C: Tensor, answers: LabelAnswers) -> Ten
         shares_C: at the place of use. whole_C: among the rows from which the model has learned.
     """
     return answers.logits_of(shares_C) - answers.logits_of(whole_C)
+
+
+def strength_scores(logits_NC: Tensor, labels: Tensor, shift_C: Tensor, answers: LabelAnswers) -> Tensor:
+    """Return the cross-entropy of items whose logits are corrected with each of `PRIOR_STRENGTHS`, summed over them,
+    float64 [S].
+
+    Args:
+        labels: of the items, in the form of `answers`. shift_C: the whole correction.
+    """
+    shifted = (logits_NC.double() + strength * shift_C.double() for strength in PRIOR_STRENGTHS)
+    return torch.stack([answers.cross_entropy(logits, labels) for logits in shifted]).double()
+
+
+def best_strength(scores_S: Tensor) -> float:
+    """Return the strength with the smallest cross-entropy; of equal ones the largest."""
+    return max(zip((-scores_S).tolist(), PRIOR_STRENGTHS, strict=True))[1]
 
 
 def estimated_shares(logits_NC: Tensor, whole_C: Tensor, answers: LabelAnswers) -> Tensor:

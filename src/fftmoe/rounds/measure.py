@@ -8,7 +8,7 @@ differ from others of the same label: `reweighted_...`.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,14 +16,24 @@ from fftmoe.data import Examples, Ragged
 from fftmoe.evaluate import Observe, Tally, mean_and_worst_decile, tally, unobserved
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ServerState
-from fftmoe.rounds.own_answers import OnOwnMixes, OnOwnRows, OwnLabels
+from fftmoe.rounds.own_answers import Corrections, OnOwnMixes, OnOwnRows, OwnLabels
 from fftmoe.rounds.population import Population
 from fftmoe.tasks import Task
 
 ROWS_AT_ONCE = 4096  # of clients' shares of strata
 CLIENTS_KEPT = 200  # of more clients, the summary keeps percentiles
-PERSONAL = "personal"  # key of the values of clients with outputs that they have corrected for their labels
+# Keys of the values of clients with outputs that they have corrected for their labels, and of how strongly they did.
+PERSONAL, STRENGTH = "personal", "prior_strength"
 OWN_PREFIX, REWEIGHTED_PREFIX = "client", "reweighted"  # before the name of a metric of single clients
+
+
+class OwnCorrected(NamedTuple):
+    """Holds the metric of each client with outputs that it has corrected for its labels, and how strongly it did,
+    float64 [clients] each; NaN where that is unknown.
+    """
+
+    values: np.ndarray
+    strengths: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class ModelMeasure:
         """Return the statistics of the model as it is now."""
         return tally(self.model, self.task, examples, self.num_strata, interval, own, count_labels, observe)
 
-    def of_client(self, state: ServerState, client: int, sample: Examples) -> tuple[Tally, float, float]:
+    def of_client(self, state: ServerState, client: int, sample: Examples) -> tuple[Tally, float, float, float]:
         """Measure the model as it is now, which is that of one client.
 
         Args:
@@ -87,24 +97,24 @@ class ModelMeasure:
 
         Returns:
             its statistics on the sample; its metric on the client's own rows, or on the sample reweighted to its
-            strata; and the same with its outputs corrected for its labels; NaN where they are unknown.
+            strata; the same with its outputs corrected for its labels; and how strongly; NaN where they are unknown.
         """
         can = self.method.capabilities
         labels = self.own_labels if can.shares_statistics or not can.personal else None  # a client alone knows its own
-        corrections = None if labels is None else labels.corrections(state, [client])
+        corrections = None if labels is None else self._chosen(labels, state, [client])
         if self.own_test is not None:
             found, rows = self.tally(sample, interval=True), self.own_test[client]
             if not len(rows):
-                return found, math.nan, math.nan
+                return found, math.nan, math.nan, math.nan
             everything = Ragged.of([np.arange(len(rows))])
             own = None if corrections is None else OnOwnRows(self.task, corrections, [0], everything, len(rows))
             value = self.tally(self.test.select(rows), observe=own or unobserved).metrics()[self.task.metric]
-            return found, value, math.nan if own is None else float(own.values()[0])
+            return found, value, *_only(own)
         assert self.population.label_shares is not None, "clients are measured where something is known of them"
         mix = self.population.label_shares(range(client, client + 1))
         mixed = None if corrections is None else OnOwnMixes(self.task, corrections, sample.labels, mix)
         found = self.tally(sample, interval=True, observe=mixed or unobserved)
-        return found, float(found.on_mixes(mix)[0]), math.nan if mixed is None else float(mixed.values()[0])
+        return found, float(found.on_mixes(mix)[0]), *_only(mixed)
 
     def with_interval(self, found: Tally) -> dict[str, Any]:
         """Return the metrics, and the interval of the run's metric under `..._interval`: None where it is undefined."""
@@ -130,7 +140,7 @@ class ModelMeasure:
         return {key: found} if (found := self.spread(values)) else {}
 
     def by_client(
-        self, clients: Sequence[int], values: np.ndarray, corrected: np.ndarray | None = None
+        self, clients: Sequence[int], values: np.ndarray, corrected: OwnCorrected | None = None
     ) -> dict[str, Any]:
         """Return `clients` of the summary: the value and the tier of each client, or percentiles of very many.
 
@@ -142,14 +152,16 @@ class ModelMeasure:
             return {}
         if len(values) > CLIENTS_KEPT:
             return {"clients": {"of": key, "percentiles": np.percentile(values[known], range(101)).round(4).tolist()}}
-        personal = {} if corrected is None or np.isnan(corrected).all() else {PERSONAL: _listed(corrected)}
+        personal = {}
+        if corrected is not None and not np.isnan(corrected.values).all():
+            personal = {PERSONAL: _listed(corrected.values), STRENGTH: _listed(corrected.strengths)}
         tiers = [self.population.budgets[client].name for client in clients]
         names = {} if self.population.names is None else {"name": [self.population.names[c] for c in clients]}
         return {"clients": {**names, "tier": tiers, key: _listed(values), **personal}}
 
     def at_each_tier(
         self, state: ServerState, examples: Examples, in_full: bool = False
-    ) -> tuple[dict[str, dict[str, Any]], np.ndarray, np.ndarray]:
+    ) -> tuple[dict[str, dict[str, Any]], np.ndarray, OwnCorrected]:
         """Measure the global model as each tier uses it.
 
         Args:
@@ -163,7 +175,7 @@ class ModelMeasure:
             listed.
         """
         by_tier, per_client = {}, np.full(len(self.population), np.nan)
-        corrected = np.full(len(self.population), np.nan)
+        corrected, strengths = (np.full(len(self.population), np.nan) for _ in range(2))
         for tier in self.population.tiers:
             self.install(state, tier)
             full = in_full and tier == self.population.largest
@@ -173,12 +185,12 @@ class ModelMeasure:
             found = self.tally(examples, full, self.own_test, full, unobserved if own is None else own)
             by_tier[tier.name] = self.in_full(found) if full else found.metrics()
             if own is not None:
-                corrected[members] = own.values()
+                corrected[members], strengths[members] = own.values(), own.corrections.strengths
             if self.own_test is not None:
                 per_client[members] = found.on_own()[members]
             elif self.population.label_shares is not None:
                 per_client[members] = self._on_own_mixes(found, self.population.label_shares)[members]
-        return by_tier, per_client, corrected
+        return by_tier, per_client, OwnCorrected(corrected, strengths)
 
     def own_answers(
         self, state: ServerState, clients: Sequence[int], examples: Examples
@@ -186,7 +198,7 @@ class ModelMeasure:
         """Return what measures the answers of these clients while the model is measured on all of these examples; None
         where clients cannot correct its outputs.
         """
-        found = None if self.own_labels is None or not clients else self.own_labels.corrections(state, clients)
+        found = None if self.own_labels is None or not clients else self._chosen(self.own_labels, state, clients)
         if found is None:
             return None
         if self.own_test is not None:
@@ -195,6 +207,10 @@ class ModelMeasure:
             return None
         mixes = [self.population.label_shares(range(client, client + 1)) for client in clients]
         return OnOwnMixes(self.task, found, examples.labels, np.concatenate(mixes))
+
+    def _chosen(self, labels: OwnLabels, state: ServerState, clients: Sequence[int]) -> Corrections | None:
+        """Return how these clients correct the outputs of the model as it is now."""
+        return labels.chosen(state, clients, lambda rows, observe: self.tally(rows, observe=observe))
 
     def _on_own_mixes(self, found: Tally, label_shares: Callable[[range], np.ndarray]) -> np.ndarray:
         """Return the metric on each client's own mix of strata, float64 [clients]."""
@@ -216,3 +232,10 @@ class ModelMeasure:
 def _listed(values: np.ndarray) -> list[float | None]:
     """Return values for the summary, rounded; None for those that are unknown."""
     return [None if np.isnan(value) else round(float(value), 4) for value in values]
+
+
+def _only(measured: OnOwnRows | OnOwnMixes | None) -> tuple[float, float]:
+    """Return the metric and the strength of the only client that was measured; NaN if none was."""
+    if measured is None:
+        return math.nan, math.nan
+    return float(measured.values()[0]), float(measured.corrections.strengths[0])

@@ -6,15 +6,23 @@ Shape letters: N test rows, B of them in a batch, K clients, C labels, L strata,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.data import Ragged
-from fftmoe.evaluate import Tally
-from fftmoe.head import LabelAnswers, LabelTotals, prior_shift, smoothed_shares
+from fftmoe.data import Examples, Ragged
+from fftmoe.evaluate import Observe, Tally
+from fftmoe.head import (
+    PRIOR_STRENGTHS,
+    LabelAnswers,
+    LabelTotals,
+    best_strength,
+    prior_shift,
+    smoothed_shares,
+    strength_scores,
+)
 from fftmoe.records import ServerState
 from fftmoe.tasks import Task
 
@@ -25,24 +33,44 @@ class OwnLabels:
 
     Attributes:
         answers: the form of the labels. totals: of the rows that a client trains on.
+        train: the examples of all clients. choosing: those by which a client chooses how strongly it corrects answers,
+            int64 [N]: the rows that it has set aside, or else some that it trains on.
         solved: whether the head is a closed-form one, whose outputs are logits once they are divided by its
             temperature.
     """
 
     answers: LabelAnswers
     totals: Callable[[int], LabelTotals]
+    train: Examples
+    choosing: Callable[[int], np.ndarray]
     solved: bool
 
-    def corrections(self, state: ServerState, clients: Sequence[int]) -> "Corrections | None":
-        """Return what these clients do with the outputs of the state's model; None where its labels or their
-        temperature are not known.
+    def chosen(
+        self, state: ServerState, clients: Sequence[int], show: Callable[[Examples, Observe], object]
+    ) -> "Corrections | None":
+        """Return what these clients do with the outputs of the state's model, each as strongly as fits its own rows
+        best; None where labels or the temperature are not known.
+
+        Args:
+            show: shows the model's outputs for examples to an observer.
         """
+        whole = self.corrections(state, clients)
+        if whole is None:
+            return None
+        rows = [self.choosing(client) for client in clients]
+        choice = StrengthsOnOwnRows(self.answers, whole, np.arange(len(rows)).repeat([len(own) for own in rows]))
+        show(self.train.select(torch.from_numpy(np.concatenate(rows))), choice)
+        return replace(whole, strengths=choice.strengths())
+
+    def corrections(self, state: ServerState, clients: Sequence[int]) -> "Corrections | None":
+        """Return the whole corrections of these clients; None where labels or the temperature are not known."""
         if state.label_shares is None or (self.solved and state.temperature is None):
             return None
         whole_C = torch.tensor(state.label_shares, dtype=torch.float64)
         shares = [smoothed_shares(self.totals(client), whole_C, self.answers) for client in clients]
         shifts_KC = torch.stack([prior_shift(own_C, whole_C, self.answers) for own_C in shares]).float()
-        return Corrections(shifts_KC, state.temperature if self.solved and state.temperature else 1.0)
+        temperature = state.temperature if self.solved and state.temperature else 1.0
+        return Corrections(shifts_KC, temperature, torch.ones(len(clients)))
 
 
 @dataclass(frozen=True)
@@ -50,21 +78,48 @@ class Corrections:
     """Holds what K clients do with the outputs of one model.
 
     Attributes:
-        shifts: what each adds to logits, float32 [K, C].
+        shifts: what each adds to logits at most, float32 [K, C].
         temperature: by which the outputs are divided first.
+        strengths: the part of its shift that each adds, float32 [K].
     """
 
     shifts: Tensor
     temperature: float
+    strengths: Tensor
 
     def of_client(self, outputs: Tensor, place: int) -> Tensor:
         """Return the logits of one client."""
-        return outputs / self.temperature + self.shifts[place].to(outputs.device)
+        shift_C = self.strengths[place] * self.shifts[place]
+        return outputs / self.temperature + shift_C.to(outputs.device)
 
     def of_rows(self, outputs: Tensor, places_B: Tensor) -> Tensor:
         """Return the logits of each example as the client at its place has them."""
-        shifts_BC = self.shifts[places_B].to(outputs.device)
+        shifts_BC = (self.strengths[:, None] * self.shifts)[places_B].to(outputs.device)
         return outputs / self.temperature + shifts_BC.view(len(places_B), *[1] * (outputs.dim() - 2), -1)
+
+
+class StrengthsOnOwnRows:
+    """Chooses for each client how strongly it corrects answers, by rows whose labels it knows.
+
+    Args:
+        places: of the clients of all rows, int64 [N].
+    """
+
+    def __init__(self, answers: LabelAnswers, corrections: Corrections, places: np.ndarray) -> None:
+        self._answers, self._corrections, self._places_N = answers, corrections, places
+        self._scores_KS = torch.zeros(len(corrections.shifts), len(PRIOR_STRENGTHS), dtype=torch.float64)
+
+    def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], rows: Tensor) -> None:
+        """Add a batch."""
+        places_B, logits = self._places_N[rows.numpy()], (outputs / self._corrections.temperature).cpu()
+        for place in np.unique(places_B):
+            own_B = torch.from_numpy(places_B == place)
+            found_NC, labels = self._answers.items(logits[own_B], batch["labels"].cpu()[own_B])
+            self._scores_KS[place] += strength_scores(found_NC, labels, self._corrections.shifts[place], self._answers)
+
+    def strengths(self) -> Tensor:
+        """Return the strength of each client, float32 [K]."""
+        return torch.tensor([best_strength(scores_S) for scores_S in self._scores_KS])
 
 
 class OnOwnRows:
@@ -77,7 +132,7 @@ class OnOwnRows:
     def __init__(
         self, task: Task, corrections: Corrections, clients: Sequence[int], own: Ragged, num_rows: int
     ) -> None:
-        self._task, self._corrections, self._sums = task, corrections, 0.0
+        self._task, self.corrections, self._sums = task, corrections, 0.0
         self._rows_K = np.array([len(own[client]) for client in clients])
         self._places_N = np.full(num_rows, -1)
         for place, client in enumerate(clients):
@@ -86,7 +141,7 @@ class OnOwnRows:
     def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], rows: Tensor) -> None:
         """Add a batch."""
         places_B = self._places_N[rows.numpy()]
-        logits = self._corrections.of_rows(outputs, torch.from_numpy(places_B))  # rows of nobody get any client's
+        logits = self.corrections.of_rows(outputs, torch.from_numpy(places_B))  # rows of nobody get any client's
         found_BS = self._task.statistics(logits, batch).cpu().numpy()
         sums_KS = np.zeros((len(self._rows_K), found_BS.shape[1]))
         np.add.at(sums_KS, places_B[places_B >= 0], found_BS[places_B >= 0])
@@ -106,14 +161,14 @@ class OnOwnMixes:
     """
 
     def __init__(self, task: Task, corrections: Corrections, strata: Tensor, mixes: np.ndarray) -> None:
-        self._task, self._corrections, self._strata_N, self._mixes_KL = task, corrections, strata, mixes
+        self._task, self.corrections, self._strata_N, self._mixes_KL = task, corrections, strata, mixes
         self._sums: list[np.ndarray | float] = [0.0] * len(mixes)
 
     def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], rows: Tensor) -> None:
         """Add a batch."""
         strata_B, num_strata = self._strata_N[rows].numpy(), self._mixes_KL.shape[1]
         for place in range(len(self._sums)):
-            found_BS = self._task.statistics(self._corrections.of_client(outputs, place), batch).cpu().numpy()
+            found_BS = self._task.statistics(self.corrections.of_client(outputs, place), batch).cpu().numpy()
             sums_LS = np.zeros((num_strata, found_BS.shape[1]))
             np.add.at(sums_LS, strata_B, found_BS)
             self._sums[place] = self._sums[place] + sums_LS

@@ -110,10 +110,11 @@ def _model_and_prior(
         return load_asked(run, asked.client, asked.top_k, round=round), stated
     federation = load_federation(run.folder, accept_changes=run.accept_changes, round=round)
     client_id = federation.client_id(asked.client)
-    prior = prior_of_client(federation, client_id) if asked.prior is None else stated
     if federation.keeps_parts:
-        return load_asked(run, asked.client, asked.top_k, round=round), prior
-    return common_model(federation, asked.top_k), prior
+        personal = load_client(run.folder, asked.client, asked.top_k, accept_changes=run.accept_changes, round=round)
+        return personal.trained, personal.prior if asked.prior is None else stated
+    trained = common_model(federation, asked.top_k)
+    return trained, prior_of_client(federation, client_id) if asked.prior is None else stated
 
 
 def load_asked(

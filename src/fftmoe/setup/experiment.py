@@ -78,7 +78,8 @@ class Experiment:
     @property
     def own_labels(self) -> OwnLabels | None:
         """Return what is known of the labels of each client; None where nobody may know."""
-        return own_labels(self.recipe, len(self.label_names), self.train, self.partition, self.remote)
+        held_out = self.held_out.rows
+        return own_labels(self.recipe, len(self.label_names), self.train, self.partition, held_out, self.remote)
 
     @property
     def tiers(self) -> tuple[Budget, ...]:

@@ -7,29 +7,36 @@ import torch
 from torch import Tensor
 
 from fftmoe.config import Recipe
-from fftmoe.data import Examples, Partition, WithPrefix
+from fftmoe.data import Examples, Partition, Ragged, WithPrefix
 from fftmoe.head import LabelAnswers, LabelTotals
 from fftmoe.rounds.own_answers import OwnLabels
 from fftmoe.tasks import label_form
 
+MOST_CHOOSING = 256  # rows by which a client chooses that has set none aside
 READ_AT_ONCE = 1024  # rows whose labels are read together
 
 
 def own_labels(
-    recipe: Recipe, num_outputs: int, train: Examples, partition: Partition, remote: bool
+    recipe: Recipe, num_outputs: int, train: Examples, partition: Partition, held_out: Ragged, remote: bool
 ) -> OwnLabels | None:
     """Return what is known of the labels of each client; None for a task without labels, where clients are elsewhere,
     and with differential privacy, whose guarantee does not cover exact counts.
 
     Args:
-        num_outputs: of the head. train: the examples of all clients. partition: whose they are.
+        num_outputs: of the head. train: the examples of all clients. partition: whose they are. held_out: by client,
+            the rows that it has set aside.
         remote: whether clients are elsewhere.
     """
     answers = label_form(recipe.backbone.task, None if recipe.head is None else recipe.head.kind)
     if answers is None or remote or recipe.differential:
         return None
     count = partial(totals_of, train, num_outputs=num_outputs, answers=answers)
-    return OwnLabels(answers, lambda client: count(partition.indices[client]), recipe.closed_form is not None)
+
+    def choosing(client: int) -> np.ndarray:
+        return held_out[client] if len(held_out[client]) else partition.indices[client][:MOST_CHOOSING]
+
+    solved = recipe.closed_form is not None
+    return OwnLabels(answers, lambda client: count(partition.indices[client]), train, choosing, solved)
 
 
 def known_shares(own: OwnLabels | None, train: Examples, partition: Partition, num_outputs: int) -> Tensor | None:

@@ -4,17 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from fftmoe.client.compress import split_state
 from fftmoe.client.runtime import ClientStates
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.head import LabelTotals
 from fftmoe.methods.base import Method
 from fftmoe.methods.budget import largest_tier
 from fftmoe.records import Budget, Experts, ServerState, Training
 from fftmoe.records.client_names import client_name
 from fftmoe.server.plan import plan_round
 from fftmoe.trained.load import use_top_k
-from fftmoe.trained.prior import Prior, prior_of_rows, why_no_prior
+from fftmoe.trained.prior import Prior, make_prior, why_no_prior
 from fftmoe.trained.run import TrainedModel
 
 
@@ -29,7 +30,8 @@ class FinishedFederation:
         training: how clients train. seed: of the recipe.
         client_states: what the clients have kept.
         names: of the clients, by client_id, where the data gives them any.
-        label_totals: from a client to how often its rows have each label; None where nobody may know.
+        own_shares: from a client to the label shares for which it corrects the answers of the model as it is now,
+            float64 [C]; None where nobody may know.
         keeps_parts: whether clients keep parts of the model that they use.
         to_units: lets the head of a model, in which a state has been installed, answer in the units of the data.
     """
@@ -44,7 +46,7 @@ class FinishedFederation:
     client_states: ClientStates
     to_units: Callable[[Any], None] = lambda _: None
     names: tuple[str, ...] | None = None
-    label_totals: Callable[[int], LabelTotals] | None = None
+    own_shares: Callable[[int], Tensor] | None = None
     keeps_parts: bool = True
 
     def client_id(self, client: int | str) -> int:
@@ -126,8 +128,8 @@ def common_model(federation: FinishedFederation, top_k: int | None = None) -> Tr
 
 
 def prior_of_client(federation: FinishedFederation, client_id: int) -> Prior | None:
-    """Return how often labels occur among the rows of a client; None where nobody knows."""
+    """Return how a client corrects the answers of the model that is installed; None where nobody knows."""
     run = federation.trained.run
-    if federation.label_totals is None or why_no_prior(run) is not None:
+    if federation.own_shares is None or why_no_prior(run) is not None:
         return None
-    return prior_of_rows(run, f"client {client_name(client_id, federation.names)}", federation.label_totals(client_id))
+    return make_prior(run, f"client {client_name(client_id, federation.names)}", federation.own_shares(client_id))

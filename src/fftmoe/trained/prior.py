@@ -3,7 +3,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.errors import InputError, did_you_mean
-from fftmoe.head import LabelAnswers, LabelTotals, estimated_shares, prior_shift, smoothed_shares
+from fftmoe.head import LabelAnswers, estimated_shares, prior_shift
 from fftmoe.strict import read_small, strict_json
 from fftmoe.tasks import label_form
 from fftmoe.trained.run import FinishedRun
@@ -73,16 +73,11 @@ def stated_prior(run: FinishedRun, text: str | None) -> Prior | None:
         raise InputError(f"--prior {text!r:.200} cannot be used: {reason}; leave it out, or use --prior none")
     assert text is not None, "none was returned above"
     shares = None if text == ESTIMATE else _read_shares(run, Path(text))
-    return _prior(run, text if text == ESTIMATE else Path(text).name, shares)
+    return make_prior(run, text if text == ESTIMATE else Path(text).name, shares)
 
 
-def prior_of_rows(run: FinishedRun, name: str, totals: LabelTotals) -> Prior:
-    """Return the prior of a place whose rows have these labels; the answers of the run can be corrected."""
-    known = _prior(run, name, None)
-    return replace(known, shares=smoothed_shares(totals, known.whole, known.answers))
-
-
-def _prior(run: FinishedRun, name: str, shares: Tensor | None) -> Prior:
+def make_prior(run: FinishedRun, name: str, shares: Tensor | None) -> Prior:
+    """Return a prior for the answers of this run, which can be corrected; arguments as for `Prior`."""
     answers = label_form(run.task, run.head)
     assert answers is not None, "the task has labels"
     return Prior(name, answers, torch.tensor(run.label_shares, dtype=torch.float64), shares)
