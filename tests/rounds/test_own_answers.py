@@ -1,16 +1,19 @@
 """Clients' own values: personal answers are those of the common model corrected by hand, and their summary adds up."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fftmoe.data import Ragged
-from fftmoe.head import LabelTotals, OneLabel
+from fftmoe.head import PRIOR_STRENGTHS, LabelTotals, OneLabel, best_strength, prior_shift, strength_scores
 from fftmoe.records import ServerState
 from fftmoe.rng import generator
 from fftmoe.rounds.own_answers import Corrections, OnOwnMixes, OnOwnRows, OwnLabels
@@ -25,7 +28,9 @@ TASK = Classification()
 def drawn(seed: int) -> tuple[Tensor, Tensor, Corrections]:
     source = generator(seed, "drawn")
     shifts = torch.randn(K, C, generator=source)
-    return torch.randn(N, C, generator=source), torch.randint(C, (N,), generator=source), Corrections(shifts, 0.5)
+    strengths = torch.tensor([0.25, 1.0, 0.5])
+    outputs, labels = torch.randn(N, C, generator=source), torch.randint(C, (N,), generator=source)
+    return outputs, labels, Corrections(shifts, 0.5, strengths)
 
 
 def shown_in_batches(observe: Any, outputs: Tensor, labels: Tensor, seed: int) -> None:
@@ -35,7 +40,8 @@ def shown_in_batches(observe: Any, outputs: Tensor, labels: Tensor, seed: int) -
 
 
 def right(outputs: Tensor, labels: Tensor, corrections: Corrections, place: int) -> np.ndarray:
-    return ((outputs / 0.5 + corrections.shifts[place]).argmax(1) == labels).double().numpy()
+    logits = outputs / 0.5 + corrections.strengths[place] * corrections.shifts[place]
+    return (logits.argmax(1) == labels).double().numpy()
 
 
 @given(seed=st.integers(0, 2**31))
@@ -65,10 +71,66 @@ def test_answers_on_own_mixes_weigh_each_stratum(seed: int):
         np.testing.assert_allclose(found.values()[k], expected, rtol=1e-12)  # the order of a few sums differs
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Examples that are known by their numbers."""
+
+    numbers: Tensor
+
+    def select(self, rows: Tensor) -> "Rows":
+        return Rows(self.numbers[rows])
+
+
+def own_labels(
+    totals: Callable[[int], LabelTotals],
+    choosing: Callable[[int], np.ndarray] = lambda _: np.arange(3),
+    solved: bool = False,
+) -> OwnLabels:
+    return OwnLabels(OneLabel(), totals, cast(Any, Rows(torch.arange(N))), choosing, solved)
+
+
+@given(seed=st.integers(0, 2**31))
+def test_a_client_chooses_the_strength_that_fits_its_own_rows(seed: int):
+    """Each client has the rows that are its number modulo K, and chooses by those of them below 40."""
+    outputs, labels, _ = drawn(seed)
+    totals = [LabelTotals.of(labels[k::K], C, OneLabel()) for k in range(K)]
+    own = own_labels(totals.__getitem__, lambda client: np.arange(client, 40, K))
+
+    def show(rows: Any, observe: Any) -> None:
+        for part in torch.arange(len(rows.numbers)).split(11):
+            at = rows.numbers[part]
+            observe(outputs[at], {"labels": labels[at]}, part)
+
+    state = ServerState(0, {}, label_shares=WHOLE)
+    found, whole = own.chosen(state, [2, 0], show), own.corrections(state, [2, 0])
+    assert found is not None
+    assert whole is not None
+    assert torch.equal(found.shifts, whole.shifts)
+    assert torch.equal(whole.strengths, torch.ones(2))
+    for place, client in enumerate([2, 0]):
+        at = np.arange(client, 40, K)
+        shifted = (outputs[at].double() + part * whole.shifts[place].double() for part in PRIOR_STRENGTHS)
+        errors = torch.stack([F.cross_entropy(logits, labels[at]) for logits in shifted])
+        chosen = PRIOR_STRENGTHS.index(float(found.strengths[place]))
+        assert errors[chosen] <= errors.min() + 1e-9  # sums in another order
+
+
+def test_a_model_that_knows_the_clients_is_not_corrected():
+    """The outputs are the probabilities at the client: more of its shares make them worse."""
+    shares, rows = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64), 997
+    labels = torch.multinomial(shares, rows, replacement=True, generator=generator(5, "labels"))
+    knowing = shares.log().expand(rows, C)
+    ignorant = torch.tensor(WHOLE).log().expand(rows, C)
+    shift = prior_shift(shares, torch.tensor(WHOLE, dtype=torch.float64), OneLabel())
+    assert best_strength(strength_scores(knowing, labels, shift, OneLabel())) == 0.0
+    assert best_strength(strength_scores(ignorant, labels, shift, OneLabel())) == 1.0
+    assert best_strength(torch.zeros(len(PRIOR_STRENGTHS))) == 1.0  # no row tells them apart
+
+
 def test_a_client_adds_what_its_smoothed_shares_say():
     counts = ([7.0, 0.0, 0.0, 0.0, 0.0], [0.0, 3.0, 4.0, 0.0, 0.0])
     totals = [LabelTotals(torch.tensor(own).double(), sum(own)) for own in counts]
-    own = OwnLabels(OneLabel(), totals.__getitem__, solved=False)
+    own = own_labels(totals.__getitem__)
     found = own.corrections(ServerState(0, {}, label_shares=WHOLE), [1, 0])
     assert found is not None
     assert found.temperature == 1.0
@@ -90,7 +152,8 @@ def test_a_client_adds_what_its_smoothed_shares_say():
 def test_nothing_is_corrected_without_logits_and_shares(
     solved: bool, temperature: float | None, shares: Any, can: bool
 ):
-    own = OwnLabels(OneLabel(), lambda _: LabelTotals(torch.ones(C).double(), C), solved)
+    totals = LabelTotals(torch.ones(C).double(), C)
+    own = own_labels(lambda _: totals, solved=solved)
     found = own.corrections(ServerState(0, {}, temperature=temperature, label_shares=shares), [0])
     assert (found is not None) == can
     assert found is None or found.temperature == (temperature or 1.0)

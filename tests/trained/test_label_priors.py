@@ -15,7 +15,14 @@ import fftmoe
 from crossed_inputs import Inputs
 from fftmoe.config import complete_recipe
 from fftmoe.evaluate import predict_logits
-from fftmoe.head import LabelTotals, estimated_shares, prior_shift, smoothed_shares
+from fftmoe.head import (
+    LabelTotals,
+    best_strength,
+    estimated_shares,
+    prior_shift,
+    smoothed_shares,
+    strength_scores,
+)
 from fftmoe.setup.compose import compose
 from fftmoe.setup.finished import finished_run, load_run, recipe_of
 from fftmoe.setup.own_labels import totals_of
@@ -83,15 +90,23 @@ def test_a_run_knows_the_shares_of_all_labels(made: MakeRun, head: str):
 def test_a_client_gets_the_common_answer_corrected_for_its_labels(cli: Cli, made: MakeRun, head: str, client: int):
     folder = made(head)
     form, whole, logits = parts(folder)
-    experiment = compose(recipe_of(folder))
-    own = LabelTotals.of(experiment.train.labels[experiment.partition.indices[client]], 3, form)
-    corrected = logits + prior_shift(smoothed_shares(own, whole, form), whole, form).float()
+    recipe = recipe_of(folder)
+    uncached = recipe.engine.model_copy(update={"prefix_cache": "off"})
+    experiment = compose(recipe.model_copy(update={"engine": uncached}))
+    rows = torch.from_numpy(experiment.partition.indices[client])
+    own = LabelTotals.of(experiment.train.labels[rows], 3, form)
+    shift = prior_shift(smoothed_shares(own, whole, form), whole, form)
+    # It has set no rows aside, so it chooses by those that it trains on.
+    known = experiment.train.select(rows)
+    scores = strength_scores(predict_logits(load_run(folder).model, known), known.labels, shift.float(), form)
+    corrected = logits + (best_strength(scores) * shift).float()
     found = fftmoe.predict(folder, TEXTS, client=client)
     names = finished_run(folder).label_names
     assert labels_of(found) == [names[best] for best in corrected.argmax(1).tolist()]
     if head != "one-vs-all":
-        scores = corrected.softmax(1).max(1).values.tolist()
-        assert [answer["score"] for answer in found] == pytest.approx(scores, rel=1e-4)  # batches add in another order
+        probabilities = corrected.softmax(1).max(1).values.tolist()
+        expected = pytest.approx(probabilities, rel=1e-4)  # batches add in another order
+        assert [answer["score"] for answer in found] == expected
     assert {answer["prior"] for answer in found} == {f"client {client}"}
     printed = [json.loads(line) for line in cli("predict", folder, *TEXTS, "--client", client).out.splitlines()]
     assert printed == found
