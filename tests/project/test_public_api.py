@@ -105,6 +105,7 @@ VERBS = {
         "--round",
         "--accept-changes",
     },
+    "personalize": {"run", "--data", "--output", "--split", "--encoding", "--round", "--accept-changes"},
     "chat": {
         "run",
         "--prompt",

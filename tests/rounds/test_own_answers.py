@@ -1,22 +1,21 @@
 """Clients' own values: personal answers are those of the common model corrected by hand, and their summary adds up."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fftmoe.data import Ragged
-from fftmoe.head import PRIOR_STRENGTHS, LabelTotals, OneLabel, best_strength, prior_shift, strength_scores
+from fftmoe.head import PRIOR_STRENGTHS, LabelTotals, OneLabel, best_strength, strength_scores
 from fftmoe.records import ServerState
 from fftmoe.rng import generator
-from fftmoe.rounds.own_answers import Corrections, OnOwnMixes, OnOwnRows, OwnLabels
+from fftmoe.rounds.own_answers import ChoosingRows, Corrections, OnOwnMixes, OnOwnRows, OwnLabels
 from fftmoe.rounds.own_data import own_data
 from fftmoe.tasks import Classification
 
@@ -83,34 +82,42 @@ class Rows:
 
 def own_labels(
     totals: Callable[[int], LabelTotals],
-    choosing: Callable[[int], np.ndarray] = lambda _: np.arange(3),
+    choosing: Callable[[int], ChoosingRows] = lambda _: ChoosingRows(np.arange(3), counted=False),
     solved: bool = False,
 ) -> OwnLabels:
     return OwnLabels(OneLabel(), totals, cast(Any, Rows(torch.arange(N))), choosing, solved)
 
 
-@given(seed=st.integers(0, 2**31))
-def test_a_client_chooses_the_strength_that_fits_its_own_rows(seed: int):
-    """Each client has the rows that are its number modulo K, and chooses by those of them below 40."""
-    outputs, labels, _ = drawn(seed)
-    totals = [LabelTotals.of(labels[k::K], C, OneLabel()) for k in range(K)]
-    own = own_labels(totals.__getitem__, lambda client: np.arange(client, 40, K))
+def shower(outputs: Tensor, labels: Tensor) -> Any:
+    """What shows a model's outputs for rows to an observer, in batches."""
 
     def show(rows: Any, observe: Any) -> None:
         for part in torch.arange(len(rows.numbers)).split(11):
             at = rows.numbers[part]
             observe(outputs[at], {"labels": labels[at]}, part)
 
-    state = ServerState(0, {}, label_shares=WHOLE)
-    found, whole = own.chosen(state, [2, 0], show), own.corrections(state, [2, 0])
+    return show
+
+
+@pytest.mark.parametrize("counted", [False, True])
+@given(seed=st.integers(0, 2**31))
+def test_a_client_chooses_the_strength_that_fits_its_own_rows(counted: bool, seed: int):
+    """Each client has the rows that are its number modulo K, and chooses by those of them below 40."""
+    outputs, labels, _ = drawn(seed)
+    totals = [LabelTotals.of(labels[k::K], C, OneLabel()) for k in range(K)]
+    own = own_labels(totals.__getitem__, lambda client: ChoosingRows(np.arange(client, 40, K), counted))
+    found = own.chosen(ServerState(0, {}, label_shares=WHOLE), [2, 0], shower(outputs, labels))
     assert found is not None
-    assert whole is not None
-    assert torch.equal(found.shifts, whole.shifts)
-    assert torch.equal(whole.strengths, torch.ones(2))
+    whole = np.array(WHOLE)
     for place, client in enumerate([2, 0]):
-        at = np.arange(client, 40, K)
-        shifted = (outputs[at].double() + part * whole.shifts[place].double() for part in PRIOR_STRENGTHS)
-        errors = torch.stack([F.cross_entropy(logits, labels[at]) for logits in shifted])
+        counts = np.bincount(labels[client::K].numpy(), minlength=C)
+        errors = np.zeros(len(PRIOR_STRENGTHS))
+        for row in range(client, 40, K):
+            others = counts - (np.arange(C) == int(labels[row])) if counted else counts
+            shift = np.log((others + whole) / (others.sum() + 1)) - np.log(whole)
+            for at, strength in enumerate(PRIOR_STRENGTHS):
+                logits = outputs[row].double().numpy() + strength * shift
+                errors[at] += np.log(np.exp(logits).sum()) - logits[int(labels[row])]
         chosen = PRIOR_STRENGTHS.index(float(found.strengths[place]))
         assert errors[chosen] <= errors.min() + 1e-9  # sums in another order
 
@@ -119,19 +126,26 @@ def test_a_model_that_knows_the_clients_is_not_corrected():
     """The outputs are the probabilities at the client: more of its shares make them worse."""
     shares, rows = torch.tensor([0.6, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64), 997
     labels = torch.multinomial(shares, rows, replacement=True, generator=generator(5, "labels"))
-    knowing = shares.log().expand(rows, C)
-    ignorant = torch.tensor(WHOLE).log().expand(rows, C)
-    shift = prior_shift(shares, torch.tensor(WHOLE, dtype=torch.float64), OneLabel())
-    assert best_strength(strength_scores(knowing, labels, shift, OneLabel())) == 0.0
-    assert best_strength(strength_scores(ignorant, labels, shift, OneLabel())) == 1.0
+    whole, own = torch.tensor(WHOLE, dtype=torch.float64), LabelTotals.of(labels, C, OneLabel())
+    knowing, ignorant = shares.log().expand(rows, C), whole.log().expand(rows, C)
+    assert best_strength(strength_scores(knowing, labels, own, whole, OneLabel())) == 0.0
+    assert best_strength(strength_scores(ignorant, labels, own, whole, OneLabel())) == 1.0
     assert best_strength(torch.zeros(len(PRIOR_STRENGTHS))) == 1.0  # no row tells them apart
+
+
+def test_one_row_says_nothing_of_itself():
+    """Without the row that is judged there are everyone's shares, so every strength is as good."""
+    labels, whole = torch.tensor([3]), torch.tensor(WHOLE, dtype=torch.float64)
+    others = LabelTotals.of(labels, C, OneLabel()).without_each(labels, OneLabel())
+    scores = strength_scores(torch.randn(1, C), labels, others, whole, OneLabel())
+    assert torch.equal(scores, scores[:1].expand(len(PRIOR_STRENGTHS)))
 
 
 def test_a_client_adds_what_its_smoothed_shares_say():
     counts = ([7.0, 0.0, 0.0, 0.0, 0.0], [0.0, 3.0, 4.0, 0.0, 0.0])
     totals = [LabelTotals(torch.tensor(own).double(), sum(own)) for own in counts]
-    own = own_labels(totals.__getitem__)
-    found = own.corrections(ServerState(0, {}, label_shares=WHOLE), [1, 0])
+    show = shower(torch.zeros(N, C), torch.zeros(N, dtype=torch.int64))
+    found = own_labels(totals.__getitem__).chosen(ServerState(0, {}, label_shares=WHOLE), [1, 0], show)
     assert found is not None
     assert found.temperature == 1.0
     whole = np.array(WHOLE)
@@ -153,8 +167,9 @@ def test_nothing_is_corrected_without_logits_and_shares(
     solved: bool, temperature: float | None, shares: Any, can: bool
 ):
     totals = LabelTotals(torch.ones(C).double(), C)
-    own = own_labels(lambda _: totals, solved=solved)
-    found = own.corrections(ServerState(0, {}, temperature=temperature, label_shares=shares), [0])
+    own, state = own_labels(lambda _: totals, solved=solved), ServerState(0, {}, temperature=temperature)
+    show = shower(torch.zeros(N, C), torch.zeros(N, dtype=torch.int64))
+    found = own.chosen(replace(state, label_shares=shares), [0], show)
     assert (found is not None) == can
     assert found is None or found.temperature == (temperature or 1.0)
 

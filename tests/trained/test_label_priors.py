@@ -16,6 +16,7 @@ from crossed_inputs import Inputs
 from fftmoe.config import complete_recipe
 from fftmoe.evaluate import predict_logits
 from fftmoe.head import (
+    PRIOR_STRENGTHS,
     LabelTotals,
     best_strength,
     estimated_shares,
@@ -96,9 +97,10 @@ def test_a_client_gets_the_common_answer_corrected_for_its_labels(cli: Cli, made
     rows = torch.from_numpy(experiment.partition.indices[client])
     own = LabelTotals.of(experiment.train.labels[rows], 3, form)
     shift = prior_shift(smoothed_shares(own, whole, form), whole, form)
-    # It has set no rows aside, so it chooses by those that it trains on.
+    # It has set no rows aside, so it chooses by those that it trains on, each without itself.
     known = experiment.train.select(rows)
-    scores = strength_scores(predict_logits(load_run(folder).model, known), known.labels, shift.float(), form)
+    others = own.without_each(known.labels, form)
+    scores = strength_scores(predict_logits(load_run(folder).model, known), known.labels, others, whole, form)
     corrected = logits + (best_strength(scores) * shift).float()
     found = fftmoe.predict(folder, TEXTS, client=client)
     names = finished_run(folder).label_names
@@ -228,3 +230,37 @@ def test_a_task_without_labels_has_no_prior(inputs: Inputs, tmp_path: Path, cli:
         assert_refused(cli("predict", folder, "red", "--prior", prior), f"task {task} gives no labels", "--prior none")
     asked = ("predict", folder, "red", "--prior", "none", "--client", 1, "--max-new-tokens", 3)
     assert cli(*asked).status == 0
+
+
+def test_a_place_that_was_in_no_round_finds_its_shares(cli: Cli, made: MakeRun, tmp_path: Path):
+    folder = made("averaged")
+    names, (form, whole, _) = finished_run(folder).label_names, parts(folder)
+    rows = [{"text": f"{names[2]} ash", "label": names[2]}] * 5 + [{"text": f"{names[0]} bay", "label": names[0]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = cli("personalize", folder, "--data", tmp_path / "rows.jsonl", "--output", tmp_path / "shares.json")
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "shares of 3 labels from 6 rows" in outcome.out
+    found = json.loads((tmp_path / "shares.json").read_text())
+    assert list(found) == list(names)
+    assert sum(found.values()) == pytest.approx(1, abs=1e-5)
+    # They are the smoothed shares of the rows, or nearer to everyone's.
+    own = smoothed_shares(LabelTotals.of(torch.tensor([2] * 5 + [0]), 3, form), whole, form)
+    possible = [
+        form.probabilities(form.logits_of(whole) + part * prior_shift(own, whole, form)) for part in PRIOR_STRENGTHS
+    ]
+    assert any(list(found.values()) == pytest.approx(shares.tolist(), abs=1e-6) for shares in possible)
+    answers = fftmoe.predict(folder, TEXTS, prior=str(tmp_path / "shares.json"))
+    assert {answer["prior"] for answer in answers} == {"shares.json"}
+
+
+def test_what_cannot_be_personalized_is_said(cli: Cli, made: MakeRun, inputs: Inputs, tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "ash", "label": "mauve"}) + "\n")
+    to = ("--output", tmp_path / "shares.json")
+    asked = ("personalize", made("averaged"), "--data", tmp_path / "rows.jsonl", *to)
+    assert_refused(cli(*asked), "mauve")
+    assert_refused(cli("personalize", made("averaged"), "--data", tmp_path / "nowhere.csv", *to), "nowhere.csv")
+    numbers = finished(inputs, "regression", tmp_path / "numbers")
+    assert_refused(
+        cli("personalize", numbers, "--data", tmp_path / "rows.jsonl", *to), "task regression gives no labels"
+    )
+    assert not (tmp_path / "shares.json").exists()

@@ -18,6 +18,7 @@ from fftmoe.cli.export import export
 from fftmoe.cli.help import HelpPage, VerbPage
 from fftmoe.cli.init import init
 from fftmoe.cli.mistakes import usage_text
+from fftmoe.cli.personalize import personalize
 from fftmoe.cli.plan import plan
 from fftmoe.cli.report import report
 from fftmoe.cli.streams import endure
@@ -53,6 +54,11 @@ app.command(
     short_help="Label texts or images, or complete prompts.",
     epilog="Example: fftmoe predict runs/first 'a text'",
 )(predict)
+app.command(
+    cls=VerbPage,
+    short_help="Make answers fit a place that was in no round.",
+    epilog="Example: fftmoe personalize runs/first --data my-rows.csv --output shares.json",
+)(personalize)
 app.command(
     cls=VerbPage,
     short_help="Talk with a tuned language model.",

@@ -31,8 +31,8 @@ class LabelTotals:
     """Says how often each label occurs in a set of items.
 
     Attributes:
-        targets: the sum of the items' targets (`Answers.targets`), float64 [C].
-        items: their number.
+        targets: the sum of the items' targets (`Answers.targets`), float64 [C]; [N, C] for N sets.
+        items: their number, in each set.
     """
 
     targets: Tensor
@@ -46,8 +46,17 @@ class LabelTotals:
     def __add__(self, other: "LabelTotals") -> "LabelTotals":
         return LabelTotals(self.targets + other.targets, self.items + other.items)
 
+    def without_each(self, labels: Tensor, answers: LabelAnswers) -> "LabelTotals":
+        """Return for each of N items, which are counted here, the totals of all others.
+
+        Args:
+            labels: of the items, in the form of `answers`.
+        """
+        own_NC = answers.targets(labels, self.targets.shape[-1])
+        return LabelTotals(self.targets - own_NC, self.items - 1)
+
     def shares(self, answers: LabelAnswers) -> Tensor:
-        """Return the share of the items that has each label, float64 [C]; there is at least one item."""
+        """Return the share of the items that has each label, float64 [..., C]; there is at least one item."""
         return answers.shares(self.targets / self.items).clamp(0.0, 1.0)
 
 
@@ -57,7 +66,7 @@ def are_shares(values: Any) -> bool:
 
 
 def smoothed_shares(own: LabelTotals, whole_C: Tensor, answers: LabelAnswers) -> Tensor:
-    """Return a place's shares of labels, float64 [C], with `SMOOTHING` items of everyone's shares added.
+    """Return a place's shares of labels, float64 [..., C], with `SMOOTHING` items of everyone's shares added.
 
     So a label that the place has not seen yet stays possible there, the more so the fewer rows it has; without any, its
     shares are everyone's.
@@ -79,14 +88,19 @@ def prior_shift(shares_C: Tensor, whole_C: Tensor, answers: LabelAnswers) -> Ten
     return answers.logits_of(shares_C) - answers.logits_of(whole_C)
 
 
-def strength_scores(logits_NC: Tensor, labels: Tensor, shift_C: Tensor, answers: LabelAnswers) -> Tensor:
+def strength_scores(
+    logits_NC: Tensor, labels: Tensor, own: LabelTotals, whole_C: Tensor, answers: LabelAnswers
+) -> Tensor:
     """Return the cross-entropy of items whose logits are corrected with each of `PRIOR_STRENGTHS`, summed over them,
     float64 [S].
 
     Args:
-        labels: of the items, in the form of `answers`. shift_C: the whole correction.
+        labels: of the items, in the form of `answers`.
+        own: of their place, or for each item those of the others there (`LabelTotals.without_each`).
+        whole_C: everyone's shares, float64 [C].
     """
-    shifted = (logits_NC.double() + strength * shift_C.double() for strength in PRIOR_STRENGTHS)
+    shift = prior_shift(smoothed_shares(own, whole_C, answers), whole_C, answers)
+    shifted = (logits_NC.double() + strength * shift for strength in PRIOR_STRENGTHS)
     return torch.stack([answers.cross_entropy(logits, labels) for logits in shifted]).double()
 
 

@@ -6,7 +6,8 @@ Shape letters: N test rows, B of them in a batch, K clients, C labels, L strata,
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,14 +28,22 @@ from fftmoe.records import ServerState
 from fftmoe.tasks import Task
 
 
+class ChoosingRows(NamedTuple):
+    """Holds rows by which a client chooses how strongly it corrects answers, int64 [N], and whether they are `counted`
+    among its labels: then each of them is judged by the shares of the others.
+    """
+
+    rows: np.ndarray
+    counted: bool
+
+
 @dataclass(frozen=True)
 class OwnLabels:
     """Says how often the labels occur among the rows of each client.
 
     Attributes:
         answers: the form of the labels. totals: of the rows that a client trains on.
-        train: the examples of all clients. choosing: those by which a client chooses how strongly it corrects answers,
-            int64 [N]: the rows that it has set aside, or else some that it trains on.
+        train: the examples of all clients. choosing: those by which a client chooses how strongly it corrects answers.
         solved: whether the head is a closed-form one, whose outputs are logits once they are divided by its
             temperature.
     """
@@ -42,7 +51,7 @@ class OwnLabels:
     answers: LabelAnswers
     totals: Callable[[int], LabelTotals]
     train: Examples
-    choosing: Callable[[int], np.ndarray]
+    choosing: Callable[[int], ChoosingRows]
     solved: bool
 
     def chosen(
@@ -54,23 +63,16 @@ class OwnLabels:
         Args:
             show: shows the model's outputs for examples to an observer.
         """
-        whole = self.corrections(state, clients)
-        if whole is None:
-            return None
-        rows = [self.choosing(client) for client in clients]
-        choice = StrengthsOnOwnRows(self.answers, whole, np.arange(len(rows)).repeat([len(own) for own in rows]))
-        show(self.train.select(torch.from_numpy(np.concatenate(rows))), choice)
-        return replace(whole, strengths=choice.strengths())
-
-    def corrections(self, state: ServerState, clients: Sequence[int]) -> "Corrections | None":
-        """Return the whole corrections of these clients; None where labels or the temperature are not known."""
         if state.label_shares is None or (self.solved and state.temperature is None):
             return None
         whole_C = torch.tensor(state.label_shares, dtype=torch.float64)
-        shares = [smoothed_shares(self.totals(client), whole_C, self.answers) for client in clients]
-        shifts_KC = torch.stack([prior_shift(own_C, whole_C, self.answers) for own_C in shares]).float()
         temperature = state.temperature if self.solved and state.temperature else 1.0
-        return Corrections(shifts_KC, temperature, torch.ones(len(clients)))
+        totals, choosing = [self.totals(client) for client in clients], [self.choosing(client) for client in clients]
+        choice = StrengthsOnOwnRows(self.answers, whole_C, temperature, totals, choosing)
+        show(self.train.select(torch.from_numpy(np.concatenate([own.rows for own in choosing]))), choice)
+        shares = [smoothed_shares(own, whole_C, self.answers) for own in totals]
+        shifts_KC = torch.stack([prior_shift(own_C, whole_C, self.answers) for own_C in shares])
+        return Corrections(shifts_KC.float(), temperature, choice.strengths())
 
 
 @dataclass(frozen=True)
@@ -102,20 +104,32 @@ class StrengthsOnOwnRows:
     """Chooses for each client how strongly it corrects answers, by rows whose labels it knows.
 
     Args:
-        places: of the clients of all rows, int64 [N].
+        whole: everyone's shares, float64 [C]. totals: the labels of each client.
+        choosing: the rows of each client; it is shown those of all, one client after another.
     """
 
-    def __init__(self, answers: LabelAnswers, corrections: Corrections, places: np.ndarray) -> None:
-        self._answers, self._corrections, self._places_N = answers, corrections, places
-        self._scores_KS = torch.zeros(len(corrections.shifts), len(PRIOR_STRENGTHS), dtype=torch.float64)
+    def __init__(
+        self,
+        answers: LabelAnswers,
+        whole: Tensor,
+        temperature: float,
+        totals: Sequence[LabelTotals],
+        choosing: Sequence[ChoosingRows],
+    ) -> None:
+        self._answers, self._whole_C, self._temperature = answers, whole, temperature
+        self._totals, self._counted = totals, [own.counted for own in choosing]
+        self._places_N = np.arange(len(choosing)).repeat([len(own.rows) for own in choosing])
+        self._scores_KS = torch.zeros(len(choosing), len(PRIOR_STRENGTHS), dtype=torch.float64)
 
     def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], rows: Tensor) -> None:
         """Add a batch."""
-        places_B, logits = self._places_N[rows.numpy()], (outputs / self._corrections.temperature).cpu()
+        places_B, logits = self._places_N[rows.numpy()], (outputs / self._temperature).cpu()
         for place in np.unique(places_B):
             own_B = torch.from_numpy(places_B == place)
             found_NC, labels = self._answers.items(logits[own_B], batch["labels"].cpu()[own_B])
-            self._scores_KS[place] += strength_scores(found_NC, labels, self._corrections.shifts[place], self._answers)
+            totals = self._totals[place]
+            known = totals.without_each(labels, self._answers) if self._counted[place] else totals
+            self._scores_KS[place] += strength_scores(found_NC, labels, known, self._whole_C, self._answers)
 
     def strengths(self) -> Tensor:
         """Return the strength of each client, float32 [K]."""

@@ -4,22 +4,19 @@ This is the only place that reads the recipe of a finished run for these uses; `
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fftmoe.adapter.bound import check_adapter_files, check_base
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.data import Examples, encoding_option
+from fftmoe.data import encoding_option
 from fftmoe.errors import InputError
-from fftmoe.evaluate import Observe, tally
 from fftmoe.records import ServerState
-from fftmoe.rounds.own_answers import OwnLabels
 from fftmoe.server.average import served
 from fftmoe.setup.bindings import bindings_of, rows_values
 from fftmoe.setup.calibrated import set_temperature
@@ -27,6 +24,7 @@ from fftmoe.setup.compose import compose
 from fftmoe.setup.described import described_run
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import read_split
+from fftmoe.setup.own_labels import chosen_shares
 from fftmoe.setup.places import from_its_place
 from fftmoe.setup.splits import Splits
 from fftmoe.setup.target_scales import scales_of, to_units
@@ -186,23 +184,18 @@ def load_federation(
         client_states=files.client_states,
         to_units=partial(_to_answers, scales=scales_of(parts.recipe), temperature=run.temperature),
         names=parts.partition.groups,
-        own_shares=None if parts.own_labels is None else partial(_own_shares, parts, run, parts.own_labels),
+        own_shares=_own_shares(parts, run),
         keeps_parts=parts.method.capabilities.personal or recipe.adapter.router != "shared",
     )
 
 
-def _own_shares(parts: Experiment, run: FinishedRun, own: OwnLabels, client: int) -> Tensor:
-    """Return the label shares for which a client corrects the answers of the model as it is now."""
-
-    def show(rows: Examples, observe: Observe) -> None:
-        tally(parts.model, parts.task, rows, len(parts.strata), observe=observe)
-
+def _own_shares(parts: Experiment, run: FinishedRun) -> Callable[[int], Tensor] | None:
+    own, shares = parts.own_labels, run.label_shares
+    if own is None or shares is None:
+        return None
     # The head of the model has been divided by its temperature.
-    known = ServerState(0, {}, temperature=1.0, label_shares=run.label_shares)
-    found = own.chosen(known, [client], show)
-    assert found is not None, "the run knows its label shares"
-    whole_C = torch.tensor(run.label_shares, dtype=torch.float64)
-    return own.answers.probabilities(own.answers.logits_of(whole_C) + found.strengths[0] * found.shifts[0].double())
+    own = replace(own, solved=False)
+    return lambda client: chosen_shares(own, client, parts.model, parts.task, shares)
 
 
 def _to_answers(model: Any, scales: Scales, temperature: float | None) -> None:

@@ -1,6 +1,8 @@
 """Says how often each label occurs among the rows that a client trains on, where that may be known."""
 
+from collections.abc import Sequence
 from functools import partial, reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,9 +10,11 @@ from torch import Tensor
 
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, Partition, Ragged, WithPrefix
+from fftmoe.evaluate import Observe, tally
 from fftmoe.head import LabelAnswers, LabelTotals
-from fftmoe.rounds.own_answers import OwnLabels
-from fftmoe.tasks import label_form
+from fftmoe.records import ServerState
+from fftmoe.rounds.own_answers import ChoosingRows, OwnLabels
+from fftmoe.tasks import Task, label_form
 
 MOST_CHOOSING = 256  # rows by which a client chooses that has set none aside
 READ_AT_ONCE = 1024  # rows whose labels are read together
@@ -32,8 +36,11 @@ def own_labels(
         return None
     count = partial(totals_of, train, num_outputs=num_outputs, answers=answers)
 
-    def choosing(client: int) -> np.ndarray:
-        return held_out[client] if len(held_out[client]) else partition.indices[client][:MOST_CHOOSING]
+    def choosing(client: int) -> ChoosingRows:
+        set_aside = held_out[client]
+        if len(set_aside):
+            return ChoosingRows(set_aside, counted=False)
+        return ChoosingRows(partition.indices[client][:MOST_CHOOSING], counted=True)
 
     solved = recipe.closed_form is not None
     return OwnLabels(answers, lambda client: count(partition.indices[client]), train, choosing, solved)
@@ -47,6 +54,22 @@ def known_shares(own: OwnLabels | None, train: Examples, partition: Partition, n
     if own is None or own.solved:
         return None
     return totals_of(train, partition.indices.flat, num_outputs, own.answers).shares(own.answers)
+
+
+def chosen_shares(own: OwnLabels, client: int, model: Any, task: Task, label_shares: Sequence[float]) -> Tensor:
+    """Return the label shares for which a client corrects the answers of the model as it is now, float64 [C].
+
+    Args:
+        own: of a model whose outputs are logits. label_shares: everyone's.
+    """
+
+    def show(rows: Examples, observe: Observe) -> None:
+        tally(model, task, rows, 1 + int(rows.labels.max()), observe=observe)
+
+    found = own.chosen(ServerState(0, {}, label_shares=tuple(label_shares)), [client], show)
+    assert found is not None, "everyone's shares are known"
+    everyones = own.answers.logits_of(torch.tensor(label_shares, dtype=torch.float64))
+    return own.answers.probabilities(everyones + found.strengths[0] * found.shifts[0].double())
 
 
 def totals_of(examples: Examples, rows: np.ndarray, num_outputs: int, answers: LabelAnswers) -> LabelTotals:
