@@ -241,7 +241,9 @@ def test_no_summary_of_a_verb_of_deploy_is_cut_off(cli: Cli, monkeypatch: pytest
     assert all(summary.endswith(".") and "..." not in summary for summary in summaries)
 
 
-@pytest.mark.parametrize("verb", ["init", "run", "resume", "plan", "compare", "evaluate", "predict", "chat", "report"])
+@pytest.mark.parametrize(
+    "verb", ["init", "run", "resume", "plan", "compare", "evaluate", "predict", "personalize", "chat", "report"]
+)
 def test_the_help_of_every_verb_has_an_example(cli: Cli, verb: str):
     assert f"Example: fftmoe {verb}" in cli(verb, "--help").out
 

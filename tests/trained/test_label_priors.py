@@ -79,11 +79,12 @@ def test_a_run_knows_the_shares_of_all_labels(made: MakeRun, head: str):
     experiment = compose(recipe_of(folder))
     labels = experiment.train.labels[torch.from_numpy(experiment.partition.indices.flat)]
     shares = (torch.bincount(labels, minlength=3).double() / len(labels)).tolist()
+    assert finished_run(folder).label_shares == pytest.approx(shares, rel=1e-12)
     said = json.loads((folder / "adapter" / "labels.json").read_text())
-    assert said["label_shares"] == pytest.approx(shares, rel=1e-12)
+    assert ("label_shares" in said) == (head == "closed-form")  # from its sums, as over sites
     state = RunFolder(folder).load_newest().state
     assert state is not None
-    assert state.label_shares == finished_run(folder).label_shares
+    assert state.label_shares == (finished_run(folder).label_shares if head == "closed-form" else None)
 
 
 @pytest.mark.parametrize("head", HEADS)

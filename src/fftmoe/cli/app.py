@@ -56,7 +56,7 @@ app.command(
 )(predict)
 app.command(
     cls=VerbPage,
-    short_help="Make answers fit a place that was in no round.",
+    short_help="Make answers fit a place from its own rows.",
     epilog="Example: fftmoe personalize runs/first --data my-rows.csv --output shares.json",
 )(personalize)
 app.command(

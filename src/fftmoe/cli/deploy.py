@@ -16,7 +16,7 @@ from fftmoe.errors import InputError
 from fftmoe.report.console import Console
 
 deploy = typer.Typer(
-    help="Run a federation over several organisations, with TLS and keys.",
+    help="Run a federation over organisations, with TLS and keys.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -28,7 +28,7 @@ SiteFolderArgument = Annotated[Path, typer.Argument(help="The folder of this sit
 
 @deploy.callback()
 def needs_flower() -> None:
-    """Run a federation over several organisations, with TLS and keys."""
+    """Run a federation over organisations, with TLS and keys."""
     if importlib.util.find_spec("flwr") is None:
         raise InputError("fftmoe deploy needs Flower: pip install 'fftmoe[flower]'")
 

@@ -9,7 +9,7 @@ from typer.models import ArgumentInfo
 
 VERB_GROUPS = {
     "Start": ("init", "plan", "run", "resume"),
-    "Use a finished run": ("evaluate", "predict", "chat", "report", "export"),
+    "Use a finished run": ("evaluate", "predict", "personalize", "chat", "report", "export"),
     "Compare methods": ("compare",),
     "Deploy on many machines": ("deploy",),
 }

@@ -14,7 +14,7 @@ Shape letters: N items (the examples, or their labelled tokens), C labels.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class LabelTotals:
         return answers.shares(self.targets / self.items).clamp(0.0, 1.0)
 
 
-def are_shares(values: Any) -> bool:
+def are_shares(values: Any) -> TypeGuard[list[float]]:
     """Return whether something that was read is a list of shares of labels."""
     return isinstance(values, list) and all(isinstance(value, float) and 0.0 <= value <= 1.0 for value in values)
 

@@ -135,8 +135,8 @@ class ServerState:
         preferences: client_id -> the preferences that the client last reported.
         average: moving average of `tensors` over the rounds (`server/average.py`); empty if the run keeps no average.
         temperature: of a closed-form head (`head/temperature.py`); None if there is none, or it is not known.
-        label_shares: of the labels of all clients, in the order of the head's outputs; None if the task has no labels,
-            or nobody may know.
+        label_shares: of the labels of all clients, in the order of the outputs of a closed-form head, whose sums have
+            said them; None if they have not.
     """
 
     round: int

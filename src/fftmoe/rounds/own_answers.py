@@ -46,6 +46,7 @@ class OwnLabels:
         train: the examples of all clients. choosing: those by which a client chooses how strongly it corrects answers.
         solved: whether the head is a closed-form one, whose outputs are logits once they are divided by its
             temperature.
+        count: counts everyone's shares of the labels, where a state does not have them from a closed-form head.
     """
 
     answers: LabelAnswers
@@ -53,6 +54,13 @@ class OwnLabels:
     train: Examples
     choosing: Callable[[int], ChoosingRows]
     solved: bool
+    count: Callable[[], tuple[float, ...]] | None = None
+
+    def everyones(self, state: ServerState) -> tuple[float, ...] | None:
+        """Return everyone's shares of the labels; None where nobody knows them."""
+        if state.label_shares is not None or self.count is None:
+            return state.label_shares
+        return self.count()
 
     def chosen(
         self, state: ServerState, clients: Sequence[int], show: Callable[[Examples, Observe], object]
@@ -63,9 +71,10 @@ class OwnLabels:
         Args:
             show: shows the model's outputs for examples to an observer.
         """
-        if state.label_shares is None or (self.solved and state.temperature is None):
+        whole = self.everyones(state)
+        if whole is None or (self.solved and state.temperature is None):
             return None
-        whole_C = torch.tensor(state.label_shares, dtype=torch.float64)
+        whole_C = torch.tensor(whole, dtype=torch.float64)
         temperature = state.temperature if self.solved and state.temperature else 1.0
         totals, choosing = [self.totals(client) for client in clients], [self.choosing(client) for client in clients]
         choice = StrengthsOnOwnRows(self.answers, whole_C, temperature, totals, choosing)

@@ -108,6 +108,7 @@ def carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_en
         kept, metrics = kept_model(federation, journal, state, metrics)
         measure, first = federation.evaluate.measure, journal.rows[0]
         metrics |= measure_baselines(experiment, measure, at.initial, engine, first, metrics, journal.say)
+        metrics |= _label_shares(experiment, kept)
         used = {
             "seconds": round(journal.seconds, 1),
             "peak_rss_mib": round(engine.peak_rss_mib(), 1),
@@ -170,6 +171,15 @@ def _trained_by_rounds(experiment: Experiment, initial: ServerState) -> list[str
         return []
     solved = experiment.recipe.closed_form
     return [name for name in initial.tensors if not (solved and names.is_head(name))]
+
+
+def _label_shares(experiment: Experiment, kept: ServerState) -> dict[str, list[float]]:
+    """Return everyone's shares of the labels where nothing that is saved with the adapter says them: the head is a
+    trained one, and the clients are here.
+    """
+    own = experiment.own_labels
+    shares = None if own is None or kept.label_shares is not None else own.everyones(kept)
+    return {} if shares is None else {"label_shares": list(shares)}
 
 
 def _early(experiment: Experiment, journal: Journal, state: ServerState) -> dict[str, bool]:

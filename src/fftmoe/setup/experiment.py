@@ -1,7 +1,7 @@
 """Defines an experiment: the parts that a recipe, its data and its backbone give, before anything runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from fftmoe.records.client_names import client_name
 from fftmoe.rounds.own_answers import OwnLabels
 from fftmoe.rounds.patience import idle_notes
 from fftmoe.setup.held_out import HeldOut
-from fftmoe.setup.own_labels import known_shares, own_labels
+from fftmoe.setup.own_labels import own_labels
 from fftmoe.setup.plugins import Plugins
 from fftmoe.setup.warm_start import WarmStart, first_state
 from fftmoe.tasks import Task
@@ -71,9 +71,7 @@ class Experiment:
         Raises:
             InputError: the earlier adapter does not fit.
         """
-        state = first_state(self.method.init(self.model), self.start, self.label_names)
-        shares = known_shares(self.own_labels, self.train, self.partition, len(self.label_names))
-        return state if shares is None else replace(state, label_shares=tuple(shares.tolist()))
+        return first_state(self.method.init(self.model), self.start, self.label_names)
 
     @property
     def own_labels(self) -> OwnLabels | None:

@@ -4,7 +4,7 @@ This is the only place that reads the recipe of a finished run for these uses; `
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from fftmoe.adapter.bound import check_adapter_files, check_base
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import encoding_option
 from fftmoe.errors import InputError
+from fftmoe.head import are_shares
 from fftmoe.records import ServerState
 from fftmoe.server.average import served
 from fftmoe.setup.bindings import bindings_of, rows_values
@@ -79,8 +80,14 @@ def finished_run(folder: Path, accept_changes: bool = False, round: str = KEPT_R
         began=began,
         accept_changes=accept_changes,
         temperature=said.temperature,
-        label_shares=said.label_shares,
+        label_shares=said.label_shares or _shares_in(read_summary(folder), said.labels),
     )
+
+
+def _shares_in(summary: Mapping[str, Any], labels: Sequence[str]) -> tuple[float, ...] | None:
+    """Return everyone's shares of these labels from a summary; None if it does not have them."""
+    shares = summary.get("label_shares")
+    return tuple(shares) if are_shares(shares) and len(shares) == len(labels) else None
 
 
 def _began(folder: Path) -> Bindings | None:

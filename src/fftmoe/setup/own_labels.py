@@ -42,18 +42,14 @@ def own_labels(
             return ChoosingRows(set_aside, counted=False)
         return ChoosingRows(partition.indices[client][:MOST_CHOOSING], counted=True)
 
-    solved = recipe.closed_form is not None
-    return OwnLabels(answers, lambda client: count(partition.indices[client]), train, choosing, solved)
+    def totals(client: int) -> LabelTotals:
+        return count(partition.indices[client])
 
+    def everyones() -> tuple[float, ...]:
+        return tuple(count(partition.indices.flat).shares(answers).tolist())
 
-def known_shares(own: OwnLabels | None, train: Examples, partition: Partition, num_outputs: int) -> Tensor | None:
-    """Return the shares of the labels of all clients before the first round, float64 [C]; None where nobody knows.
-
-    A closed-form head brings them with its feature statistics, also where clients are elsewhere.
-    """
-    if own is None or own.solved:
-        return None
-    return totals_of(train, partition.indices.flat, num_outputs, own.answers).shares(own.answers)
+    solved = recipe.closed_form is not None  # its sums say everyone's shares, also where clients are elsewhere
+    return OwnLabels(answers, totals, train, choosing, solved, None if solved else everyones)
 
 
 def chosen_shares(own: OwnLabels, client: int, model: Any, task: Task, label_shares: Sequence[float]) -> Tensor:

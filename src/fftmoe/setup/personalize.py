@@ -47,7 +47,9 @@ def shares_of_place(
     stated = encoding_option(encoding)
     run = finished_run(folder, accept_changes, round)
     if (reason := why_no_prior(run)) is not None:
-        raise InputError(f"the answers of the run in {folder} cannot be made to fit a place: {reason}")
+        raise InputError(
+            f"the answers of the run in {folder} cannot be made to fit a place: {reason}; use them as they are"
+        )
     trained, form = load_trained(run), label_form(run.task, run.head)
     assert form is not None, "the answers can be corrected"
     found = read_split(recipe_of(folder), split, run.label_names, source, stated)
