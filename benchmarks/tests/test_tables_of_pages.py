@@ -136,6 +136,13 @@ def test_the_readme_has_its_table(load: Load):
     assert f"the difference is {table.lead(ours, fedit)} points" in shown
     sent, of_lora = (sum(each["bytes_up"] + each["bytes_down"] for each in found) for found in (ours, fedit))
     assert of_lora / sent == pytest.approx(2 / 3, abs=0.03)
+    common, alone = (table.own(ours, way, "mean").split()[0].removeprefix("0") for way in ("global", "alone"))
+    assert f"the common model by itself has {common}, less than a client alone ({alone})" in shown
+    gains = [summary["own_data"]["gain_over_alone"] for summary in ours]
+    whole = sum(gain["num_clients"] for gain in gains)
+    kept = round(sum(gain["share_of_clients"] * gain["num_clients"] for gain in gains))
+    assert f"{kept} of {whole} clients lose nothing" in shown
+    assert f"the worst loses {-100 * min(gain['worst'] for gain in gains):.1f} points" in shown
 
 
 def test_the_log_has_the_choice_of_the_defaults(load: Load):
