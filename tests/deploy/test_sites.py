@@ -34,6 +34,7 @@ from fftmoe.setup.deployment import (
 from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.forecast import site_tier
+from fftmoe.setup.personalize import shares_of_place
 from fftmoe.setup.run import begin, run
 from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.store import RunFolder
@@ -117,6 +118,39 @@ def test_sites_produce_the_bytes_of_one_machine(
     # The sites keep the client states, and the server has none.
     assert not list((remote.folder / "clients").iterdir())
     assert bool(list(states.rglob("*.safetensors"))) == (name != "LoRA")
+    assert remote.summary.get("own_data", {}).keys() <= {"global"}  # no client's labels are known
+
+
+def test_a_site_makes_the_answers_fit_its_own_rows(recipe_values: dict[str, Any], divided: Path, tmp_path: Path):
+    """With a solved head the server knows everyone's label shares, and hands them on with the adapter."""
+    values = merged(natural(recipe_values), SETTINGS["closed-form head"])
+    remote = over_four_sites(values, divided, tmp_path)
+    local = run(parse_recipe(values, "here"), tmp_path / "local")
+    (tmp_path / "rows.jsonl").write_text('{"text": "red ash", "label": "red"}\n' * 11)
+    found, expected = (shares_of_place(folder, str(tmp_path / "rows.jsonl")) for folder in (remote, local.folder))
+    assert found == expected
+    assert sum(found.shares.values()) == pytest.approx(1, abs=1e-5)
+    assert found.shares["red"] > 0.9
+    assert shares_of_place(remote, str(divided / NAMES[1])).rows == 28
+    trained = over_four_sites(natural(recipe_values), divided, tmp_path / "trained head")
+    with pytest.raises(InputError, match="does not know how often its labels occur; use them as they are"):
+        shares_of_place(trained, str(divided / NAMES[1]))
+
+
+def over_four_sites(values: dict[str, Any], divided: Path, folder: Path) -> Path:
+    """The folder of a run over sites in this process."""
+    recipe = parse_recipe(over_sites(values, divided), "there")
+    data = load_server_data(recipe)
+    tiers = [budget.name for budget in compose(parse_recipe(values, "here")).budgets.values()]
+    job = json.loads(json.dumps(make_job(recipe.model_dump(mode="json"), data.label_names, "abc1")))
+    own = []
+    for c, tier in enumerate(tiers):
+        allow(folder / "states" / str(c), recipe, labels=list(data.label_names))
+        own.append(open_site(dataclasses.replace(settings(divided, c, tier), folder=folder / "states" / str(c)), job))
+    profiles = [read_profile(json.loads(json.dumps(site.describe()))) for site in own]
+    experiment = compose_deployed(recipe, data, *named(profiles))
+    opened: Callable[[Experiment, RunFolder], Engine] = lambda experiment, folder: Sites(own)  # noqa: E731
+    return begin(experiment, recipe, folder / "remote", Progress.silent(), opened).folder
 
 
 @pytest.fixture
