@@ -254,6 +254,15 @@ def test_a_place_that_was_in_no_round_finds_its_shares(cli: Cli, made: MakeRun, 
     assert {answer["prior"] for answer in answers} == {"shares.json"}
 
 
+def test_a_client_that_trained_by_itself_is_not_corrected(run_values: RunValues, recipe_values: dict[str, Any]):
+    """Its model has learned from its own labels only, so everyone's are not in it."""
+    folder = run_values({**recipe_values, "method": "local-only", "head": HEADS["averaged"]}).folder
+    summary = json.loads((folder / "summary.json").read_text())
+    assert "personal" not in summary["clients"]
+    assert summary["own_data"].keys() == {"own_model"}
+    assert {answer["prior"] for answer in fftmoe.predict(folder, TEXTS, client=2)} == {"none"}
+
+
 def test_what_cannot_be_personalized_is_said(cli: Cli, made: MakeRun, inputs: Inputs, tmp_path: Path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "ash", "label": "mauve"}) + "\n")
     to = ("--output", tmp_path / "shares.json")

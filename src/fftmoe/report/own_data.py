@@ -6,7 +6,12 @@ from typing import Any
 from fftmoe.report.metric import OWN_ROWS, REWEIGHTED, Metric, are_reweighted
 from fftmoe.shown import count_of
 
-WAYS = {"alone": "training alone", "global": "the common model", "personal": "personal answers"}
+WAYS = {
+    "alone": "training alone",
+    "global": "the common model",
+    "own_model": "clients' own models",
+    "personal": "personal answers",
+}
 
 
 def own_data_rows(summary: Mapping[str, Any], metric: Metric) -> list[tuple[str, str, str]]:

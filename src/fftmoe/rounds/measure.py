@@ -99,9 +99,7 @@ class ModelMeasure:
             its statistics on the sample; its metric on the client's own rows, or on the sample reweighted to its
             strata; the same with its outputs corrected for its labels; and how strongly; NaN where they are unknown.
         """
-        can = self.method.capabilities
-        labels = self.own_labels if can.shares_statistics or not can.personal else None  # a client alone knows its own
-        corrections = None if labels is None else self._chosen(labels, state, [client])
+        corrections = None if self.own_labels is None else self._chosen(self.own_labels, state, [client])
         if self.own_test is not None:
             found, rows = self.tally(sample, interval=True), self.own_test[client]
             if not len(rows):

@@ -178,7 +178,8 @@ def measure_baselines(
         entries[CENTRALIZED] = _entry(train_together(experiment, measure, initial))
     by_client = _before_and_after(experiment, first_row, metrics, alone)
     listed = found.get("clients", metrics.get("clients", {}))
-    own = own_data(listed, measure.key_of_own, experiment.task.higher_is_better)
+    has_common = not experiment.method.capabilities.personal
+    own = own_data(listed, measure.key_of_own, experiment.task.higher_is_better, has_common)
     return {
         **found,
         **by_client,

@@ -75,7 +75,12 @@ class Experiment:
 
     @property
     def own_labels(self) -> OwnLabels | None:
-        """Return what is known of the labels of each client; None where nobody may know."""
+        """Return what is known of the labels of each client; None where nobody may know, and where each client trains a
+        model by itself, which has learned from the client's own labels only.
+        """
+        can = self.method.capabilities
+        if can.personal and not can.shares_statistics:
+            return None
         held_out = self.held_out.rows
         return own_labels(self.recipe, len(self.label_names), self.train, self.partition, held_out, self.remote)
 
