@@ -18,10 +18,9 @@ def own_data(
         has_common: whether there is a common model; otherwise the first values are those of clients' own ones.
 
     Returns:
-        `alone`, `global` (or `own_model`) and `personal`, each with its `mean` and its `worst` over the clients that have
-        it; and
-        `gain_over_alone`, over those of which both are known: by how much the personal answer is better, or the common
-        model where nobody has personal answers (`mean`, `worst`), and the `share_of_clients` that lose nothing.
+        `alone`, `global` (or `own_model`) and `personal`, each with its `mean` and its `worst` over the clients that
+        have it; and `gain_over_alone`, over those of which both are known: by how much the personal answer is better,
+        or the model where nobody has personal answers (`mean`, `worst`), and the `share_of_clients` that lose nothing.
     """
     model = "global" if has_common else "own_model"
     values = {
