@@ -80,13 +80,15 @@ def finished_run(folder: Path, accept_changes: bool = False, round: str = KEPT_R
         began=began,
         accept_changes=accept_changes,
         temperature=said.temperature,
-        label_shares=said.label_shares or _shares_in(read_summary(folder), said.labels),
+        label_shares=said.label_shares or _counted_shares(folder, said.labels),
     )
 
 
-def _shares_in(summary: Mapping[str, Any], labels: Sequence[str]) -> tuple[float, ...] | None:
-    """Return everyone's shares of these labels from a summary; None if it does not have them."""
-    shares = summary.get("label_shares")
+def _counted_shares(folder: Path, labels: Sequence[str]) -> tuple[float, ...] | None:
+    """Return everyone's shares of these labels from the summary of a run; None if there are none."""
+    if not labels or not (folder / "summary.json").is_file():  # an adapter that others hand over may come without
+        return None
+    shares = read_summary(folder).get("label_shares")
     return tuple(shares) if are_shares(shares) and len(shares) == len(labels) else None
 
 
