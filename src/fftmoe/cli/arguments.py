@@ -46,9 +46,7 @@ EncodingOption = Annotated[
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
-ClientOption = Annotated[
-    str | None, typer.Option(help="Give the personal answer of this client, by its name or number.")
-]
+ClientOption = Annotated[str | None, typer.Option(help="Answer as for this client, by its name or number.")]
 NewTokensOption = Annotated[int, typer.Option(min=1, help="The longest completion, in tokens.")]
 TemperatureOption = Annotated[
     float,

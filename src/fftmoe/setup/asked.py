@@ -8,7 +8,7 @@ from typing import Any
 from fftmoe.backbones import Decoding
 from fftmoe.data import encoding_option
 from fftmoe.evaluate import EVALUATION_BATCH_SIZE
-from fftmoe.setup.finished import finished_run, load_client, load_federation
+from fftmoe.setup.finished import finished_run, load_client, load_federation, own_model
 from fftmoe.store import KEPT_ROUND
 from fftmoe.trained.complete import MAX_NEW_TOKENS, Writing
 from fftmoe.trained.harness import HarnessTasks, check_harness, harness_metrics
@@ -111,7 +111,7 @@ def _model_and_prior(
     federation = load_federation(run.folder, accept_changes=run.accept_changes, round=round)
     client_id = federation.client_id(asked.client)
     if federation.keeps_parts:
-        personal = load_client(run.folder, asked.client, asked.top_k, accept_changes=run.accept_changes, round=round)
+        personal = own_model(federation, asked.client, asked.top_k)
         return personal.trained, personal.prior if asked.prior is None else stated
     trained = common_model(federation, asked.top_k)
     return trained, prior_of_client(federation, client_id) if asked.prior is None else stated

@@ -264,10 +264,20 @@ def load_client(
             an earlier round, of which clients have kept nothing.
     """
     federation = load_federation(folder, exact=exact, accept_changes=accept_changes, round=round)
-    if _keeps_earlier(federation.trained.run):
+    return own_model(federation, client, top_k)
+
+
+def own_model(federation: FinishedFederation, client: int | str, top_k: int | None = None) -> PersonalModel:
+    """Return a client's personal model of a federation that has been loaded.
+
+    Raises:
+        InputError: as `load_client`.
+    """
+    run = federation.trained.run
+    if _keeps_earlier(run):
         raise InputError(
-            f"the run in {folder} keeps an earlier round, and clients keep their own part of the model only for the "
-            "last one; add --round last"
+            f"the run in {run.folder} keeps an earlier round, and clients keep their own part of the model only for "
+            "the last one; add --round last"
         )
     return personal_model(federation, client, top_k)
 

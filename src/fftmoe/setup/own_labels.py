@@ -1,7 +1,7 @@
 """Says how often each label occurs among the rows that a client trains on, where that may be known."""
 
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ def own_labels(
     def totals(client: int) -> LabelTotals:
         return count(partition.indices[client])
 
+    @cache  # of tags it reads all rows, and every tier and every client's own model asks for it
     def everyones() -> tuple[float, ...]:
         return tuple(count(partition.indices.flat).shares(answers).tolist())
 
