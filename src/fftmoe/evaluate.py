@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fftmoe.backbones import check_finite_outputs, logits, on_device, outputs, token_losses
+from fftmoe.backbones import check_finite_outputs, logits, logits_and_head_inputs, on_device, outputs, token_losses
 from fftmoe.data import Examples, Ragged, evaluation_batches
 from fftmoe.rng import numpy_generator
 from fftmoe.tasks import LabelCounts, Task, worth
@@ -20,6 +20,8 @@ EVALUATION_BATCH_SIZE = 64
 FEW = 10  # examples; of fewer that differ from all others, samples of the examples say too little
 Observe = Callable[[Tensor, Mapping[str, Tensor], Tensor], None]
 """Is shown the outputs of a batch, the batch, and the rows of the examples that it holds."""
+HEAD_INPUTS = "head_inputs"
+"""The name under which a batch that is shown has what the head's linear layer reads, where that was asked for."""
 RESAMPLES = 400  # the ends of a 95 % interval are then about 4 % of its width from those of infinitely many
 
 
@@ -121,6 +123,7 @@ def tally(
     own: Ragged | None = None,
     count_labels: bool = False,
     observe: Observe = unobserved,
+    head_inputs: bool = False,
 ) -> Tally:
     """Return the statistics of this model on these examples; L is `num_strata`.
 
@@ -130,6 +133,7 @@ def tally(
             often as a Poisson variable of mean 1 says, which is the bootstrap of a stream (Hanley and MacGibbon, 2006).
         count_labels: also count how often each label was right, given and predicted.
         observe: is shown all outputs.
+        head_inputs: show it with each batch what the head read, too.
 
     Raises:
         RunError: the model's outputs are not finite.
@@ -142,7 +146,13 @@ def tally(
     each: list[np.ndarray] = []
     for rows in evaluation_batches(examples, EVALUATION_BATCH_SIZE):
         batch = on_device(model, examples.batch(rows))
-        read = outputs(model, batch, task.next_token).float()
+        shown = batch
+        if head_inputs:
+            answered, inputs = logits_and_head_inputs(model, batch, task.by_token)
+            shown = {**batch, HEAD_INPUTS: inputs}
+        else:
+            answered = outputs(model, batch, task.next_token)
+        read = answered.float()
         found_BK = task.statistics(read, batch).cpu().numpy()
         check_finite_outputs(torch.from_numpy(np.isfinite(found_BK).all(1)))
         by_stratum = _summed(found_BK, examples.labels[rows].numpy(), num_strata)
@@ -154,7 +164,7 @@ def tally(
             each.append(own_shares(task, found_BK))
         if count_labels and (counted := LabelCounts.of(task, read, batch)) is not None:
             labels = counted if labels is None else labels + counted
-        observe(read, batch, rows)
+        observe(read, shown, rows)
     owned = None if own is None else (owned_CK[: len(own)], own.sizes)
     samples, by_example = (np.asarray(resampled), np.concatenate(each)) if interval else (None, None)
     return Tally(task, np.asarray(sums), counts, samples, owned, labels, by_example)

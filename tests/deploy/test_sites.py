@@ -34,7 +34,7 @@ from fftmoe.setup.deployment import (
 from fftmoe.setup.expected import expectations
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.forecast import site_tier
-from fftmoe.setup.personalize import shares_of_place
+from fftmoe.setup.personalize import open_place
 from fftmoe.setup.run import begin, run
 from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.store import RunFolder
@@ -127,14 +127,14 @@ def test_a_site_makes_the_answers_fit_its_own_rows(recipe_values: dict[str, Any]
     remote = over_four_sites(values, divided, tmp_path)
     local = run(parse_recipe(values, "here"), tmp_path / "local")
     (tmp_path / "rows.jsonl").write_text('{"text": "red ash", "label": "red"}\n' * 11)
-    found, expected = (shares_of_place(folder, str(tmp_path / "rows.jsonl")) for folder in (remote, local.folder))
+    found, expected = (open_place(folder, str(tmp_path / "rows.jsonl")).shares() for folder in (remote, local.folder))
     assert found == expected
-    assert sum(found.shares.values()) == pytest.approx(1, abs=1e-5)
-    assert found.shares["red"] > 0.9
-    assert shares_of_place(remote, str(divided / NAMES[1])).rows == 28
+    assert sum(found.values()) == pytest.approx(1, abs=1e-5)
+    assert found["red"] > 0.9
+    assert open_place(remote, str(divided / NAMES[1])).rows == 28
     trained = over_four_sites(natural(recipe_values), divided, tmp_path / "trained head")
     with pytest.raises(InputError, match="does not know how often its labels occur; use them as they are"):
-        shares_of_place(trained, str(divided / NAMES[1]))
+        open_place(trained, str(divided / NAMES[1]))
 
 
 def over_four_sites(values: dict[str, Any], divided: Path, folder: Path) -> Path:

@@ -17,7 +17,7 @@ from fftmoe.backbones import head_parameters, load_adapter, logits
 from fftmoe.exports import peft as peft_export
 from fftmoe.exports.check import Batch, probes
 from fftmoe.exports.load import fresh_backbone
-from fftmoe.exports.personal import with_own_prior
+from fftmoe.exports.personal import with_own_answers
 from fftmoe.head import prior_shift
 from fftmoe.setup.finished import load_client, load_federation, load_run
 from fftmoe.trained.run import FinishedRun
@@ -76,7 +76,7 @@ def test_a_peft_export_with_another_top_k_opens_with_it(texts: Path, out: Path):
 @pytest.mark.parametrize("client_id", [0, 1, 2, 3])
 def test_the_adapter_of_a_client_gives_what_its_personal_model_gives(texts: Path, tmp_path: Path, client_id: int):
     about = fftmoe.export(texts, "personal", tmp_path / "out", client=client_id)
-    client = with_own_prior(load_client(texts, client_id, exact=True))
+    client = with_own_answers(load_client(texts, client_id, exact=True))
     batches = probes(client.trained)
     expected = answers(client.trained.model, batches)
     own = opened(texts, tmp_path / "out")

@@ -13,17 +13,18 @@ from torch import Tensor
 
 import fftmoe
 from crossed_inputs import Inputs
+from fftmoe.backbones import head_inputs
 from fftmoe.config import complete_recipe
+from fftmoe.data import Examples
 from fftmoe.evaluate import predict_logits
 from fftmoe.head import (
     PRIOR_STRENGTHS,
     LabelTotals,
-    best_strength,
     estimated_shares,
     prior_shift,
     smoothed_shares,
-    strength_scores,
 )
+from fftmoe.rounds.own_choice import Items, added_by, choose
 from fftmoe.setup.compose import compose
 from fftmoe.setup.finished import finished_run, load_run, recipe_of
 from fftmoe.setup.own_labels import totals_of
@@ -32,6 +33,7 @@ from fftmoe.store import RunFolder
 from fftmoe.tasks import label_form
 from fftmoe.trained.inputs import unlabelled_texts
 from fftmoe.trained.prior import why_no_prior
+from fftmoe.trained.run import TrainedModel
 from five_clients import FOURIER
 from run_fixtures import RunValues
 from shared_fixtures import Cli, assert_refused
@@ -42,6 +44,7 @@ HEADS = {
     "closed-form": FOURIER,
     "averaged": {"kind": "averaged"},
 }
+OTHERS = ("ash", "bay", "cod", "dew", "elm", "fig", "gum", "hay", "ink", "jam", "kit")
 MakeRun = Callable[[str], Path]
 
 
@@ -73,6 +76,14 @@ def labels_of(answers: list[dict[str, Any]]) -> list[str]:
     return [answer["label"] for answer in answers]
 
 
+def seen(trained: TrainedModel, examples: Examples) -> Items:
+    """What the model makes of examples, in their order."""
+    logits, read = predict_logits(trained.model, examples), torch.zeros(len(examples), 0)
+    if trained.run.head == "closed-form":
+        read = torch.cat([head_inputs(trained.model, examples.batch(torch.tensor([n]))) for n in range(len(examples))])
+    return Items(logits, read.detach(), examples.labels)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_a_run_knows_the_shares_of_all_labels(made: MakeRun, head: str):
     folder = made(head)
@@ -99,10 +110,13 @@ def test_a_client_gets_the_common_answer_corrected_for_its_labels(cli: Cli, made
     own = LabelTotals.of(experiment.train.labels[rows], 3, form)
     shift = prior_shift(smoothed_shares(own, whole, form), whole, form)
     # It has set no rows aside, so it chooses by those that it trains on, each without itself.
-    known = experiment.train.select(rows)
-    others = own.without_each(known.labels, form)
-    scores = strength_scores(predict_logits(load_run(folder).model, known), known.labels, others, whole, form)
-    corrected = logits + (best_strength(scores) * shift).float()
+    known, trained = experiment.train.select(rows), load_run(folder)
+    items = seen(trained, known)
+    choice = choose(items, None, own, whole, trained.run.temperature or 1.0, form)
+    corrected = logits + (choice.strength * shift).float()
+    assert head == "closed-form" or choice.part is None
+    if choice.part is not None:
+        corrected += added_by(choice.part, seen(trained, unlabelled_texts(trained.run, TEXTS)).features.double())
     found = fftmoe.predict(folder, TEXTS, client=client)
     names = finished_run(folder).label_names
     assert labels_of(found) == [names[best] for best in corrected.argmax(1).tolist()]
@@ -252,6 +266,41 @@ def test_a_place_that_was_in_no_round_finds_its_shares(cli: Cli, made: MakeRun, 
     assert any(list(found.values()) == pytest.approx(shares.tolist(), abs=1e-6) for shares in possible)
     answers = fftmoe.predict(folder, TEXTS, prior=str(tmp_path / "shares.json"))
     assert {answer["prior"] for answer in answers} == {"shares.json"}
+
+
+@pytest.mark.parametrize("head", ["averaged", "closed-form"])
+def test_a_place_gets_a_model_of_its_own(cli: Cli, made: MakeRun, tmp_path: Path, head: str):
+    """Its rows call everything by another name than everyone does: what the common model cannot know."""
+    folder = made(head)
+    names = finished_run(folder).label_names
+    words = {"red": names[1], "blue": names[2], "green": names[0]}
+    rows = [{"text": f"{word} {other}", "label": label} for word, label in words.items() for other in OTHERS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = cli("personalize", folder, "--data", tmp_path / "rows.jsonl", "--output", tmp_path / "place")
+    assert (outcome.status, outcome.err) == (0, "")
+    fitted = "a private part that was fitted to them" in outcome.out
+    assert fitted == (head == "closed-form")
+    assert "the label shares of 33 rows" in outcome.out
+    asked = [f"{word} ivy" for word in words]
+    found = fftmoe.predict(tmp_path / "place", asked)
+    if fitted:
+        assert labels_of(found) == list(words.values())
+    # The run is as it was, and the place is a run like any other: it can be corrected for a place of its own.
+    assert cli("evaluate", tmp_path / "place", "--data", tmp_path / "rows.jsonl", "--split", "train").status == 0
+    assert_refused(
+        cli("personalize", folder, "--data", tmp_path / "rows.jsonl", "--output", folder), "holds another run"
+    )
+
+
+def test_a_clients_own_answers_leave_the_common_model_as_it_is(run_values: RunValues, recipe_values: dict[str, Any]):
+    """Private parts are fitted after the rounds, so a run that measures no client ends with the same bytes."""
+    values = {**recipe_values, "head": HEADS["closed-form"]}
+    measured = run_values(values)
+    assert set(measured.summary["clients"]["answer"]) <= {"common", "corrected", "private part"}
+    assert all(margin >= 0 for margin in measured.summary["clients"]["margin"])
+    plain = run_values({**values, "evaluation": {**values.get("evaluation", {}), "baselines": "off"}})
+    weights = "adapter/adapter_model.safetensors"
+    assert (measured.folder / weights).read_bytes() == (plain.folder / weights).read_bytes()
 
 
 def test_a_client_that_trained_by_itself_is_not_corrected(run_values: RunValues, recipe_values: dict[str, Any]):

@@ -8,6 +8,7 @@ from fftmoe.backbones.answers import TextInPieces as TextInPieces
 from fftmoe.backbones.answers import end_ids_of as end_ids_of
 from fftmoe.backbones.answers import prompt_text_of as prompt_text_of
 from fftmoe.backbones.answers import text_of as text_of
+from fftmoe.backbones.attach import add_to_head as add_to_head
 from fftmoe.backbones.attach import attach_adapter as attach_adapter
 from fftmoe.backbones.attach import copy_head as copy_head
 from fftmoe.backbones.attach import features as features
@@ -15,6 +16,7 @@ from fftmoe.backbones.attach import head_inputs as head_inputs
 from fftmoe.backbones.attach import head_parameters as head_parameters
 from fftmoe.backbones.attach import load_adapter as load_adapter
 from fftmoe.backbones.attach import logits as logits
+from fftmoe.backbones.attach import logits_and_head_inputs as logits_and_head_inputs
 from fftmoe.backbones.builtin import BUILTIN_MINILM as BUILTIN_MINILM
 from fftmoe.backbones.builtin import BUILTIN_SMOLLM2 as BUILTIN_SMOLLM2
 from fftmoe.backbones.checkpointing import enable_checkpointing as enable_checkpointing

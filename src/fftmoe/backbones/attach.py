@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils.other import ModulesToSaveWrapper
 from safetensors.torch import load_file
@@ -106,6 +107,10 @@ def features(model: nn.Module, batch: Mapping[str, Tensor], of_tokens: bool = Fa
     Raises:
         InputError: the model has no head, or its head reads a sequence of features and answers for the whole.
     """
+    return _logits_and_features(model, batch, of_tokens)[1]
+
+
+def _logits_and_features(model: nn.Module, batch: Mapping[str, Tensor], of_tokens: bool) -> tuple[Tensor, Tensor]:
     heads = [module for path, module in model.named_modules() if path.rpartition(".")[2] in HEAD_MODULES]
     if not heads:
         raise InputError(f"this {type(model).__name__} has no classification head; load it for a task that has one")
@@ -116,7 +121,7 @@ def features(model: nn.Module, batch: Mapping[str, Tensor], of_tokens: bool = Fa
 
     handle = heads[-1].register_forward_pre_hook(keep)
     try:
-        logits(model, batch)
+        answered = logits(model, batch)
     finally:
         handle.remove()
     found = at_least_float32(read.pop())
@@ -125,7 +130,7 @@ def features(model: nn.Module, batch: Mapping[str, Tensor], of_tokens: bool = Fa
             f"this model's head reads a sequence of features for each example, shape {list(found.shape)}, but one "
             "vector for each example is needed; set backbone.pooling to mean"
         )
-    return found
+    return answered, found
 
 
 def head_inputs(model: nn.Module, batch: Mapping[str, Tensor], of_tokens: bool = False) -> Tensor:
@@ -135,9 +140,20 @@ def head_inputs(model: nn.Module, batch: Mapping[str, Tensor], of_tokens: bool =
     Raises:
         InputError: as for `features`.
     """
-    found = features(model, batch, of_tokens)
+    return logits_and_head_inputs(model, batch, of_tokens)[1]
+
+
+def logits_and_head_inputs(
+    model: nn.Module, batch: Mapping[str, Tensor], of_tokens: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the model's logits for a batch, and `head_inputs`, from which the head's linear layer computes them.
+
+    Raises:
+        InputError: as for `features`.
+    """
+    answered, found = _logits_and_features(model, batch, of_tokens)
     lifting = [module for module in model.modules() if isinstance(module, FourierHead)]
-    return lifting[-1].lift(found) if lifting else found
+    return answered, lifting[-1].lift(found) if lifting else found
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -151,6 +167,18 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         for head, module in heads.items()
         for name, parameter in module.named_parameters()
     }
+
+
+@torch.no_grad()
+def add_to_head(model: nn.Module, part: Tensor) -> None:
+    """Add a matrix to the linear head of an adapted model.
+
+    Args:
+        part: [C, F + 1]; its last column is added to the bias.
+    """
+    head = head_parameters(model)
+    head["weight"].add_(part[:, :-1].to(head["weight"]))
+    head["bias"].add_(part[:, -1].to(head["bias"]))
 
 
 def copy_head(source: nn.Module, to: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Defines `fftmoe personalize`, which finds how often labels occur at a place that was in no round."""
+"""Defines `fftmoe personalize`, which makes the answers of a run fit a place that was in no round."""
 
 import sys
 from pathlib import Path
@@ -14,18 +14,31 @@ from fftmoe.strict import json_text
 def personalize(
     run: RunArgument,
     data: Annotated[str, typer.Option(help="A few rows of the place with their labels: a file, a folder or a hub id.")],
-    output: Annotated[Path, typer.Option(help="The JSON file to write, for predict --prior.")],
+    output: Annotated[
+        Path, typer.Option(help="A new folder for the model of the place, or a .json file for its label shares alone.")
+    ],
     split: Annotated[str, typer.Option(help="The split of the data.")] = "train",
     encoding: EncodingOption = None,
     which_round: RoundOption = "kept",
     accept_changes: AcceptUseOption = False,
 ) -> None:
-    """Find how often labels occur at a place that was in no round, so that answers fit it. Nothing is trained."""
-    from fftmoe.setup.personalize import shares_of_place
-    from fftmoe.store import write_atomically
+    """Make answers fit a place that was in no round, by a few rows of its own. No round is repeated."""
+    from fftmoe.setup.personalize import open_place, write_place
+    from fftmoe.store import check_output, write_atomically
 
-    found = shares_of_place(run, data, split, accept_changes, which_round, encoding)
-    write_atomically(output, (json_text(found.shares, indent=2) + "\n").encode(), private=True)
-    what = f"{output}: shares of {count_of(len(found.shares), 'label')} from {count_of(found.rows, 'row')}"
-    use = f"fftmoe predict {quoted(run)} 'some input' --prior {quoted(output)}"
-    sys.stdout.write(shown(f"{what}; use them: {use}\n"))
+    only_shares = output.suffix == ".json"
+    if not only_shares:
+        check_output(output)
+    place = open_place(run, data, split, accept_changes, which_round, encoding)
+    rows = count_of(place.rows, "row")
+    if only_shares:
+        shares = place.shares()
+        write_atomically(output, (json_text(shares, indent=2) + "\n").encode(), private=True)
+        what = f"{output}: shares of {count_of(len(shares), 'label')} from {rows}"
+        use = f"fftmoe predict {quoted(run)} 'some input' --prior {quoted(output)}"
+    else:
+        has_part = write_place(run, place, output)["private_part"]
+        what = f"{output}: the model of the run with the label shares of {rows}"
+        what += ", and a private part that was fitted to them" if has_part else "; a private part would not help"
+        use = f"fftmoe predict {quoted(output)} 'some input'"
+    sys.stdout.write(shown(f"{what}; use {'them' if only_shares else 'it'}: {use}\n"))

@@ -13,17 +13,17 @@ import torch
 
 from fftmoe import adapter
 from fftmoe.adapter.bound import ADAPTER_WEIGHTS
-from fftmoe.backbones import attach_adapter, copy_head, head_parameters
+from fftmoe.backbones import attach_adapter, copy_head
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.exports.card import CardFacts, figures_of_run, model_card
 from fftmoe.exports.check import REORDERED, answers, check_has_experts, difference, probes, require
 from fftmoe.exports.folder import beside, file_digest, write_text
 from fftmoe.exports.load import fresh_backbone, reload
-from fftmoe.head import prior_shift
 from fftmoe.records import names
 from fftmoe.shown import count_of
 from fftmoe.store import save_adapter
 from fftmoe.trained.personal import FinishedFederation, PersonalModel
+from fftmoe.trained.prior import giving
 from fftmoe.trained.run import TrainedModel
 
 
@@ -46,19 +46,11 @@ class ExpertChoice:
     facts: Mapping[str, Any]
 
 
-@torch.no_grad()
-def with_own_prior(personal: PersonalModel) -> PersonalModel:
-    """Let the head of a client's model give its personal answers: what corrects them is added to the bias of the last
-    layer. The run is then one of rows with the client's label shares.
-    """
-    prior = personal.prior
-    if prior is None or prior.shares is None:
+def with_own_answers(personal: PersonalModel) -> PersonalModel:
+    """Let the head of a client's model give its personal answers. The run is then one of rows with its label shares."""
+    if personal.prior is None:
         return personal
-    run = personal.trained.run
-    *_, bias = (p for name, p in head_parameters(personal.trained.model).items() if name.endswith("bias"))
-    bias += prior_shift(prior.shares, prior.whole, prior.answers).to(bias)
-    own = replace(run, label_shares=tuple(prior.shares.tolist()))
-    return replace(personal, trained=replace(personal.trained, run=own))
+    return replace(personal, trained=giving(personal.trained, personal.prior, personal.part))
 
 
 def experts_of_client(personal: PersonalModel) -> ExpertChoice:
@@ -71,10 +63,13 @@ def experts_of_client(personal: PersonalModel) -> ExpertChoice:
     description = f"The personal adapter of client {personal.name}: its resident experts and its own router"
     if personal.prior is not None:
         description += "; its answers are corrected for how often each label occurs among the client's rows"
+    if personal.part is not None:
+        description += ", and its head has a private part that was fitted to these rows"
     # The model holds only the client's experts, so their positions are not their ids in the pool.
     rows = {block: range(len(ids)) for block, ids in personal.experts.items()}
     facts = {"client": personal.client_id, "client_name": personal.name, "own_state": personal.kept}
-    facts |= {} if personal.prior is None else {"prior": personal.prior.name}
+    if personal.prior is not None:
+        facts |= {"prior": personal.prior.name, "private_part": personal.part is not None}
     return ExpertChoice(personal.trained, rows, personal.experts, personal.budget.top_k, description, facts)
 
 

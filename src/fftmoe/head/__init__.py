@@ -32,7 +32,9 @@ from fftmoe.head.prior import best_strength as best_strength
 from fftmoe.head.prior import estimated_shares as estimated_shares
 from fftmoe.head.prior import prior_shift as prior_shift
 from fftmoe.head.prior import smoothed_shares as smoothed_shares
-from fftmoe.head.prior import strength_scores as strength_scores
+from fftmoe.head.prior import strength_losses as strength_losses
+from fftmoe.head.private import RIDGES as RIDGES
+from fftmoe.head.private import PrivateFit as PrivateFit
 from fftmoe.head.temperature import best_temperature as best_temperature
 from fftmoe.head.temperature import score_sums as score_sums
 from fftmoe.head.temperature import usable as usable

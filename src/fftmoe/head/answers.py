@@ -50,8 +50,8 @@ class Answers(Protocol):
 class LabelAnswers(Answers, Protocol):
     """Turns labels into targets of outputs that have probabilities, and so a temperature."""
 
-    def cross_entropy(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
-        """Return the cross-entropy of items, summed, a scalar."""
+    def cross_entropies(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
+        """Return the cross-entropy of each item, [N]."""
         ...
 
     def choices(self, num_outputs: int, /) -> int:
@@ -92,9 +92,9 @@ class OneLabel(EachExample):
         """Return 1 for the label and 0 for all others; there may be any number of dimensions in front."""
         return F.one_hot(labels, num_outputs).double()
 
-    def cross_entropy(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
+    def cross_entropies(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
         """Return the softmax cross-entropy."""
-        return F.cross_entropy(outputs_NC, labels, reduction="sum")
+        return F.cross_entropy(outputs_NC, labels, reduction="none")
 
     def choices(self, num_outputs: int, /) -> int:
         """Return C."""
@@ -120,10 +120,10 @@ class OneLabel(EachExample):
 class AgainstOthers(OneLabel):
     """Fits the same; each output says the odds of its label against all others, as those of a one-vs-all head do."""
 
-    def cross_entropy(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
-        """Return the binary cross-entropy of each label against all others, summed over them."""
+    def cross_entropies(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
+        """Return the binary cross-entropy of each label against all others, summed over the labels."""
         targets = self.targets(labels, outputs_NC.shape[1]).to(outputs_NC)
-        return F.binary_cross_entropy_with_logits(outputs_NC, targets, reduction="sum")
+        return F.binary_cross_entropy_with_logits(outputs_NC, targets, reduction="none").sum(1)
 
     def probabilities(self, logits: Tensor, /) -> Tensor:
         """Return the sigmoid of each."""

@@ -42,7 +42,7 @@ class HeadSums:
         Args:
             labels: of the items, in the form of `answers`, which says what the head is fitted to.
         """
-        x_ND, (y_NC, squares) = _with_one(features_NF), _targets(labels, num_outputs, answers)
+        x_ND, (y_NC, squares) = with_one(features_NF), _targets(labels, num_outputs, answers)
         return cls(x_ND.T @ x_ND, x_ND.T @ y_NC, squares)
 
     @classmethod
@@ -115,7 +115,7 @@ def few_tensors(
     The Gram matrix determines R up to the signs of its rows, so R reveals nothing more. The column of ones is factored
     first, so that a single row holds all sums over the examples, and nothing is lost where they cancel.
     """
-    x_ND, (y_NC, squares) = _with_one(features_NF), _targets(labels, num_outputs, answers)
+    x_ND, (y_NC, squares) = with_one(features_NF), _targets(labels, num_outputs, answers)
     factor_ND = torch.linalg.qr(x_ND.flip(1), mode="r").R.flip(1)
     sent = {names.STATISTICS_FACTOR: factor_ND.float(), names.STATISTICS_MOMENT: (x_ND.T @ y_NC).float()}
     return {**sent, **_sent(squares)}
@@ -150,7 +150,8 @@ def _sent(squares: Tensor | None) -> dict[str, Tensor]:
     return {} if squares is None else {names.STATISTICS_SQUARES: squares.float()}
 
 
-def _with_one(features_NF: Tensor) -> Tensor:
+def with_one(features_NF: Tensor) -> Tensor:
+    """Return x = [features, 1], float64 [N, D]."""
     return torch.cat([features_NF.double(), torch.ones(len(features_NF), 1, dtype=torch.float64)], 1)
 
 

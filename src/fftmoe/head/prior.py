@@ -88,20 +88,15 @@ def prior_shift(shares_C: Tensor, whole_C: Tensor, answers: LabelAnswers) -> Ten
     return answers.logits_of(shares_C) - answers.logits_of(whole_C)
 
 
-def strength_scores(
-    logits_NC: Tensor, labels: Tensor, own: LabelTotals, whole_C: Tensor, answers: LabelAnswers
-) -> Tensor:
-    """Return the cross-entropy of items whose logits are corrected with each of `PRIOR_STRENGTHS`, summed over them,
-    float64 [S].
+def strength_losses(logits_NC: Tensor, labels: Tensor, shift: Tensor, answers: LabelAnswers) -> Tensor:
+    """Return the cross-entropy of each item if its logits are corrected with each of `PRIOR_STRENGTHS`, float64 [S, N].
 
     Args:
         labels: of the items, in the form of `answers`.
-        own: of their place, or for each item those of the others there (`LabelTotals.without_each`).
-        whole_C: everyone's shares, float64 [C].
+        shift: the whole correction, float64 [C], or [N, C] where each item has its own.
     """
-    shift = prior_shift(smoothed_shares(own, whole_C, answers), whole_C, answers)
     shifted = (logits_NC.double() + strength * shift for strength in PRIOR_STRENGTHS)
-    return torch.stack([answers.cross_entropy(logits, labels) for logits in shifted]).double()
+    return torch.stack([answers.cross_entropies(logits, labels) for logits in shifted]).double()
 
 
 def best_strength(scores_S: Tensor) -> float:

@@ -33,7 +33,7 @@ def score_sums(outputs_NC: Tensor, labels: Tensor, answers: LabelAnswers = ONE_L
     outputs_NC = outputs_NC.double()
     errors_NC = outputs_NC - answers.targets(labels, outputs_NC.shape[1])
     sums = [
-        answers.cross_entropy((outputs_NC + errors_NC * (leverage / (1 - leverage))) / temperature, labels)
+        answers.cross_entropies((outputs_NC + errors_NC * (leverage / (1 - leverage))) / temperature, labels).sum()
         for leverage in LEVERAGES
         for temperature in TEMPERATURES
     ]

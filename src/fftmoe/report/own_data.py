@@ -1,6 +1,6 @@
 """Says what clients have on their own data: alone, with the common model, and with their personal answers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fftmoe.report.metric import OWN_ROWS, REWEIGHTED, Metric, are_reweighted
@@ -12,6 +12,12 @@ WAYS = {
     "own_model": "clients' own models",
     "personal": "personal answers",
 }
+CHOICES = {
+    "common": "the common model's, as they are",
+    "corrected": "corrected for its labels",
+    "private part": "with a private part of the head",
+}
+"""What a client may choose as its personal answers, as the summary names it, in words."""
 
 
 def own_data_rows(summary: Mapping[str, Any], metric: Metric) -> list[tuple[str, str, str]]:
@@ -33,6 +39,7 @@ def own_data_lines(summary: Mapping[str, Any], metric: Metric) -> list[str]:
     where = REWEIGHTED if are_reweighted(summary, metric) else OWN_ROWS
     lines = [f"  {where}:", f"    {'':<{width}}   mean    worst client"]
     lines += [f"    {text:<{width}}   {mean:<6}  {worst}" for text, mean, worst in rows]
+    lines += _choices(summary.get("clients", {}).get("answer", ()))
     gain = summary["own_data"].get("gain_over_alone")
     if gain is not None:
         kept, most = round(gain["share_of_clients"] * gain["num_clients"]), gain["num_clients"]
@@ -41,3 +48,10 @@ def own_data_lines(summary: Mapping[str, Any], metric: Metric) -> list[str]:
             f"gain over training alone is {gain['mean']:+.3f} in the mean and {gain['worst']:+.3f} for the worst client"
         )
     return lines
+
+
+def _choices(chosen: Sequence[str | None]) -> list[str]:
+    """Return how many clients chose each kind of personal answers, as one line; none where nobody chose."""
+    counts = [(chosen.count(name), text) for name, text in CHOICES.items()]
+    named = [f"{number} {text}" for number, text in counts if number]
+    return [f"  personal answers are, by each client's own rows: {', '.join(named)}"] if named else []

@@ -1,7 +1,7 @@
 """Makes the sections of a run's page as plain values; the template `run.html.j2` holds their text."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from fftmoe.report.metric import (
     personal_values,
     values_of_clients,
 )
-from fftmoe.report.own_data import own_data_rows
+from fftmoe.report.own_data import CHOICES, own_data_rows
 from fftmoe.report.progress import size
 from fftmoe.report.record import RunRecord
 
@@ -126,17 +126,26 @@ def _each_client(run: RunRecord) -> tuple[tuple[str, ...], TextRows]:
     values, alone = values_of_clients(run.summary, metric), listed.get("alone")
     ways = {metric.label: values, "personal answers": personal_values(run.summary), "trained alone": alone}
     known = {title: own for title, own in ways.items() if own}
-    header = ("client", "tier", *known)
+    chosen = listed.get("answer")
+    header = ("client", "tier", *(["its personal answers"] if chosen else []), *known)
     if not values:
         return header, []
-    rows = [*zip(client_names(run.summary), listed.get("tier", ()), *known.values(), strict=True)]
+    kinds = [[tier, *([NO_VALUE if own is None else CHOICES[own]] if chosen else [])] for tier, own in _tiers(listed, chosen)]
+    rows = [*zip(client_names(run.summary), kinds, *known.values(), strict=True)]
     if alone:
         answers = answers_of_clients(run.summary, metric)
         order = sorted(range(len(rows)), key=lambda place: _gain(metric, answers[place], alone[place]))
         rows = [rows[place] for place in order]
     return header, [
-        (name, tier, *(NO_VALUE if value is None else metric.text(value) for value in own)) for name, tier, *own in rows
+        (name, *kind, *(NO_VALUE if value is None else metric.text(value) for value in own))
+        for name, kind, *own in rows
     ]
+
+
+def _tiers(listed: Mapping[str, Any], chosen: Sequence[str | None] | None) -> list[tuple[str, str | None]]:
+    """Return the tier of each client, and how it uses the common model's answers."""
+    tiers = listed.get("tier", ())
+    return list(zip(tiers, chosen or [None] * len(tiers), strict=True))
 
 
 def _gain(metric: Metric, answers: float | None, alone: float | None) -> float:

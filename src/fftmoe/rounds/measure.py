@@ -17,23 +17,47 @@ from fftmoe.evaluate import Observe, Tally, mean_and_worst_decile, tally, unobse
 from fftmoe.methods.base import Method
 from fftmoe.records import Budget, ServerState
 from fftmoe.rounds.own_answers import Corrections, OnOwnMixes, OnOwnRows, OwnLabels
+from fftmoe.rounds.own_choice import Choice
 from fftmoe.rounds.population import Population
 from fftmoe.tasks import Task
 
 ROWS_AT_ONCE = 4096  # of clients' shares of strata
 CLIENTS_KEPT = 200  # of more clients, the summary keeps percentiles
-# Keys of the values of clients with outputs that they have corrected for their labels, and of how strongly they did.
-PERSONAL, STRENGTH = "personal", "prior_strength"
+# Keys of the values of clients with their personal answers, of how strongly these are corrected for their labels, of
+# what each client chose, and of how much better that is on the rows by which it chose, in nats.
+PERSONAL, STRENGTH, CHOICE, MARGIN = "personal", "prior_strength", "answer", "margin"
 OWN_PREFIX, REWEIGHTED_PREFIX = "client", "reweighted"  # before the name of a metric of single clients
 
 
 class OwnCorrected(NamedTuple):
-    """Holds the metric of each client with outputs that it has corrected for its labels, and how strongly it did,
-    float64 [clients] each; NaN where that is unknown.
+    """Holds the metric of each client with its personal answers, float64 [clients], NaN where it is unknown; and what
+    each client chose, None where nobody knows.
     """
 
     values: np.ndarray
-    strengths: np.ndarray
+    choices: list[Choice | None]
+
+    @classmethod
+    def unknown(cls, num_clients: int) -> "OwnCorrected":
+        """Return that of clients of which nothing is known."""
+        return cls(np.full(num_clients, np.nan), [None] * num_clients)
+
+    def put(self, places: Sequence[int], measured: "OnOwnRows | OnOwnMixes") -> None:
+        """Enter what was measured of the clients at these places."""
+        self.values[list(places)] = measured.values()
+        for place, choice in zip(places, measured.corrections.choices, strict=True):
+            self.choices[place] = choice
+
+    def listed(self) -> dict[str, list[Any]]:
+        """Return the lists of the summary; nothing where no value is known."""
+        if np.isnan(self.values).all():
+            return {}
+        return {
+            PERSONAL: _listed(self.values),
+            STRENGTH: [None if own is None else own.strength for own in self.choices],
+            CHOICE: [None if own is None else own.name for own in self.choices],
+            MARGIN: [None if own is None else round(own.margin, 4) for own in self.choices],
+        }
 
 
 @dataclass(frozen=True)
@@ -85,11 +109,16 @@ class ModelMeasure:
         own: Ragged | None = None,
         count_labels: bool = False,
         observe: Observe = unobserved,
+        head_inputs: bool = False,
     ) -> Tally:
         """Return the statistics of the model as it is now."""
-        return tally(self.model, self.task, examples, self.num_strata, interval, own, count_labels, observe)
+        return tally(
+            self.model, self.task, examples, self.num_strata, interval, own, count_labels, observe, head_inputs
+        )
 
-    def of_client(self, state: ServerState, client: int, sample: Examples) -> tuple[Tally, float, float, float]:
+    def of_client(
+        self, state: ServerState, client: int, sample: Examples
+    ) -> "tuple[Tally, float, OnOwnRows | OnOwnMixes | None]":
         """Measure the model as it is now, which is that of one client.
 
         Args:
@@ -97,22 +126,28 @@ class ModelMeasure:
 
         Returns:
             its statistics on the sample; its metric on the client's own rows, or on the sample reweighted to its
-            strata; the same with its outputs corrected for its labels; and how strongly; NaN where they are unknown.
+            strata, NaN where it is unknown; and what measured its personal answers, None where there are none.
         """
         corrections = None if self.own_labels is None else self._chosen(self.own_labels, state, [client])
         if self.own_test is not None:
             found, rows = self.tally(sample, interval=True), self.own_test[client]
             if not len(rows):
-                return found, math.nan, math.nan, math.nan
+                return found, math.nan, None
             everything = Ragged.of([np.arange(len(rows))])
             own = None if corrections is None else OnOwnRows(self.task, corrections, [0], everything, len(rows))
-            value = self.tally(self.test.select(rows), observe=own or unobserved).metrics()[self.task.metric]
-            return found, value, *_only(own)
+            value = self._seen(self.test.select(rows), own).metrics()[self.task.metric]
+            return found, value, own
         assert self.population.label_shares is not None, "clients are measured where something is known of them"
         mix = self.population.label_shares(range(client, client + 1))
         mixed = None if corrections is None else OnOwnMixes(self.task, corrections, sample.labels, mix)
-        found = self.tally(sample, interval=True, observe=mixed or unobserved)
-        return found, float(found.on_mixes(mix)[0]), *_only(mixed)
+        found = self._seen(sample, mixed, interval=True)
+        return found, float(found.on_mixes(mix)[0]), mixed
+
+    def _seen(self, examples: Examples, answers: "OnOwnRows | OnOwnMixes | None", **options: Any) -> Tally:
+        """Return the statistics, and let these answers be measured with them."""
+        if answers is None:
+            return self.tally(examples, **options)
+        return self.tally(examples, observe=answers, head_inputs=answers.corrections.need_head_inputs, **options)
 
     def with_interval(self, found: Tally) -> dict[str, Any]:
         """Return the metrics, and the interval of the run's metric under `..._interval`: None where it is undefined."""
@@ -143,16 +178,14 @@ class ModelMeasure:
         """Return `clients` of the summary: the value and the tier of each client, or percentiles of very many.
 
         Args:
-            corrected: the values with outputs that clients have corrected for their labels; None where nobody could.
+            corrected: those with their personal answers; None where nobody has any.
         """
         known, key = ~np.isnan(values), self.key_of_own
         if not self.show_clients or not known.any():
             return {}
         if len(values) > CLIENTS_KEPT:
             return {"clients": {"of": key, "percentiles": np.percentile(values[known], range(101)).round(4).tolist()}}
-        personal = {}
-        if corrected is not None and not np.isnan(corrected.values).all():
-            personal = {PERSONAL: _listed(corrected.values), STRENGTH: _listed(corrected.strengths)}
+        personal = {} if corrected is None else corrected.listed()
         tiers = [self.population.budgets[client].name for client in clients]
         names = {} if self.population.names is None else {"name": [self.population.names[c] for c in clients]}
         return {"clients": {**names, "tier": tiers, key: _listed(values), **personal}}
@@ -169,26 +202,25 @@ class ModelMeasure:
 
         Returns:
             the metrics by tier; and for every client its own metric at its tier, float64 [clients], NaN where that is
-            unknown; and the same with outputs that clients have corrected for their labels, of those that can be
-            listed.
+            unknown; and the same with the personal answers of the clients that can be listed.
         """
         by_tier, per_client = {}, np.full(len(self.population), np.nan)
-        corrected, strengths = (np.full(len(self.population), np.nan) for _ in range(2))
+        corrected = OwnCorrected.unknown(len(self.population))
         for tier in self.population.tiers:
             self.install(state, tier)
             full = in_full and tier == self.population.largest
             members = self.population.budgets.members(tier)
             listed = members if in_full and self.show_clients and len(self.population) <= CLIENTS_KEPT else ()
             own = self.own_answers(state, [int(client) for client in listed], examples)
-            found = self.tally(examples, full, self.own_test, full, unobserved if own is None else own)
+            found = self._seen(examples, own, interval=full, own=self.own_test, count_labels=full)
             by_tier[tier.name] = self.in_full(found) if full else found.metrics()
             if own is not None:
-                corrected[members], strengths[members] = own.values(), own.corrections.strengths
+                corrected.put(members.tolist(), own)
             if self.own_test is not None:
                 per_client[members] = found.on_own()[members]
             elif self.population.label_shares is not None:
                 per_client[members] = self._on_own_mixes(found, self.population.label_shares)[members]
-        return by_tier, per_client, OwnCorrected(corrected, strengths)
+        return by_tier, per_client, corrected
 
     def own_answers(
         self, state: ServerState, clients: Sequence[int], examples: Examples
@@ -208,7 +240,9 @@ class ModelMeasure:
 
     def _chosen(self, labels: OwnLabels, state: ServerState, clients: Sequence[int]) -> Corrections | None:
         """Return how these clients correct the outputs of the model as it is now."""
-        return labels.chosen(state, clients, lambda rows, observe: self.tally(rows, observe=observe))
+        return labels.chosen(
+            state, clients, lambda rows, observe, head: self.tally(rows, observe=observe, head_inputs=head)
+        )
 
     def _on_own_mixes(self, found: Tally, label_shares: Callable[[range], np.ndarray]) -> np.ndarray:
         """Return the metric on each client's own mix of strata, float64 [clients]."""
@@ -230,10 +264,3 @@ class ModelMeasure:
 def _listed(values: np.ndarray) -> list[float | None]:
     """Return values for the summary, rounded; None for those that are unknown."""
     return [None if np.isnan(value) else round(float(value), 4) for value in values]
-
-
-def _only(measured: OnOwnRows | OnOwnMixes | None) -> tuple[float, float]:
-    """Return the metric and the strength of the only client that was measured; NaN if none was."""
-    if measured is None:
-        return math.nan, math.nan
-    return float(measured.values()[0]), float(measured.corrections.strengths[0])

@@ -1,40 +1,41 @@
-"""Measures the answers of clients that correct a model's outputs for their own labels (`fftmoe.head.prior`).
+"""Measures the answers of clients that correct a model's outputs for their own labels, and may add a private part to
+its head (`own_choice.py`).
 
-The outputs are those that are computed to measure the model for everyone; the corrections cost no pass of their own.
+The outputs are those that are computed to measure the model for everyone. Only the choice takes passes of its own, over
+the clients' own rows.
 
 Shape letters: N test rows, B of them in a batch, K clients, C labels, L strata, S statistics of the task.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fftmoe.data import Examples, Ragged
-from fftmoe.evaluate import Observe, Tally
-from fftmoe.head import (
-    PRIOR_STRENGTHS,
-    LabelAnswers,
-    LabelTotals,
-    best_strength,
-    prior_shift,
-    smoothed_shares,
-    strength_scores,
-)
+from fftmoe.evaluate import HEAD_INPUTS, Observe, Tally
+from fftmoe.head import LabelAnswers, LabelTotals, prior_shift, smoothed_shares
 from fftmoe.records import ServerState
+from fftmoe.rounds.own_choice import Choice, Items, ItemsSeen, added_by, choose
 from fftmoe.tasks import Task
 
 
-class ChoosingRows(NamedTuple):
-    """Holds rows by which a client chooses how strongly it corrects answers, int64 [N], and whether they are `counted`
-    among its labels: then each of them is judged by the shares of the others.
-    """
+class OwnRows(NamedTuple):
+    """Holds the rows of a client: those that it trains on, and those that it has set aside, int64 [N] each."""
 
-    rows: np.ndarray
-    counted: bool
+    trained: np.ndarray
+    set_aside: np.ndarray
+
+
+class Show(Protocol):
+    """Shows a model's outputs for examples to an observer, with what the head read of them where that is asked for."""
+
+    def __call__(self, rows: Examples, observe: Observe, head_inputs: bool, /) -> object:
+        """Show them in batches."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,19 @@ class OwnLabels:
 
     Attributes:
         answers: the form of the labels. totals: of the rows that a client trains on.
-        train: the examples of all clients. choosing: those by which a client chooses how strongly it corrects answers.
+        train: the examples of all clients. rows: which of them a client chooses by.
         solved: whether the head is a closed-form one, whose outputs are logits once they are divided by its
-            temperature.
+            temperature, and which can have a private part.
+        divided: whether the outputs have been divided already.
         count: counts everyone's shares of the labels, where a state does not have them from a closed-form head.
     """
 
     answers: LabelAnswers
     totals: Callable[[int], LabelTotals]
     train: Examples
-    choosing: Callable[[int], ChoosingRows]
+    rows: Callable[[int], OwnRows]
     solved: bool
+    divided: bool = False
     count: Callable[[], tuple[float, ...]] | None = None
 
     def everyones(self, state: ServerState) -> tuple[float, ...] | None:
@@ -62,26 +65,33 @@ class OwnLabels:
             return state.label_shares
         return self.count()
 
-    def chosen(
-        self, state: ServerState, clients: Sequence[int], show: Callable[[Examples, Observe], object]
-    ) -> "Corrections | None":
-        """Return what these clients do with the outputs of the state's model, each as strongly as fits its own rows
-        best; None where labels or the temperature are not known.
-
-        Args:
-            show: shows the model's outputs for examples to an observer.
+    def chosen(self, state: ServerState, clients: Sequence[int], show: Show) -> "Corrections | None":
+        """Return what these clients do with the outputs of the state's model, each as fits its own rows best; None
+        where labels or the temperature are not known.
         """
         whole = self.everyones(state)
         if whole is None or (self.solved and state.temperature is None):
             return None
         whole_C = torch.tensor(whole, dtype=torch.float64)
         temperature = state.temperature if self.solved and state.temperature else 1.0
-        totals, choosing = [self.totals(client) for client in clients], [self.choosing(client) for client in clients]
-        choice = StrengthsOnOwnRows(self.answers, whole_C, temperature, totals, choosing)
-        show(self.train.select(torch.from_numpy(np.concatenate([own.rows for own in choosing]))), choice)
+        totals = [self.totals(client) for client in clients]
+        choices = [
+            self._choice(self.rows(client), own, whole_C, temperature, show)
+            for client, own in zip(clients, totals, strict=True)
+        ]
         shares = [smoothed_shares(own, whole_C, self.answers) for own in totals]
         shifts_KC = torch.stack([prior_shift(own_C, whole_C, self.answers) for own_C in shares])
-        return Corrections(shifts_KC.float(), temperature, choice.strengths())
+        return Corrections(shifts_KC.float(), 1.0 if self.divided else temperature, choices)
+
+    def _choice(self, rows: OwnRows, totals: LabelTotals, whole_C: Tensor, temperature: float, show: Show) -> Choice:
+        def items(numbers: np.ndarray) -> Items:
+            seen = ItemsSeen(self.answers, 1.0 if self.divided else temperature)
+            show(self.train.select(torch.from_numpy(numbers)), seen, self.solved)
+            return seen.items()
+
+        judging = items(rows.set_aside) if len(rows.set_aside) else None
+        fitted = items(rows.trained) if self.solved or judging is None else None
+        return choose(fitted, judging, totals, whole_C, temperature, self.answers)
 
 
 @dataclass(frozen=True)
@@ -91,58 +101,39 @@ class Corrections:
     Attributes:
         shifts: what each adds to logits at most, float32 [K, C].
         temperature: by which the outputs are divided first.
-        strengths: the part of its shift that each adds, float32 [K].
+        choices: the part of its shift that each adds, and its private part.
     """
 
     shifts: Tensor
     temperature: float
-    strengths: Tensor
+    choices: Sequence[Choice]
 
-    def of_client(self, outputs: Tensor, place: int) -> Tensor:
-        """Return the logits of one client."""
-        shift_C = self.strengths[place] * self.shifts[place]
-        return outputs / self.temperature + shift_C.to(outputs.device)
+    @property
+    def need_head_inputs(self) -> bool:
+        """Return whether a client has a private part, which reads what the head reads."""
+        return any(choice.part is not None for choice in self.choices)
 
-    def of_rows(self, outputs: Tensor, places_B: Tensor) -> Tensor:
+    def of_client(self, outputs: Tensor, place: int, head_inputs: Tensor | None = None) -> Tensor:
+        """Return the logits of one client.
+
+        Args:
+            head_inputs: where the client has a private part.
+        """
+        choice = self.choices[place]
+        logits = outputs / self.temperature + (choice.strength * self.shifts[place]).to(outputs.device)
+        if choice.part is None:
+            return logits
+        assert head_inputs is not None, "whoever shows outputs knows who needs what the head reads"
+        return logits + added_by(choice.part.to(logits), head_inputs)
+
+    def of_rows(self, outputs: Tensor, places_B: Tensor, head_inputs: Tensor | None = None) -> Tensor:
         """Return the logits of each example as the client at its place has them."""
-        shifts_BC = (self.strengths[:, None] * self.shifts)[places_B].to(outputs.device)
-        return outputs / self.temperature + shifts_BC.view(len(places_B), *[1] * (outputs.dim() - 2), -1)
-
-
-class StrengthsOnOwnRows:
-    """Chooses for each client how strongly it corrects answers, by rows whose labels it knows.
-
-    Args:
-        whole: everyone's shares, float64 [C]. totals: the labels of each client.
-        choosing: the rows of each client; it is shown those of all, one client after another.
-    """
-
-    def __init__(
-        self,
-        answers: LabelAnswers,
-        whole: Tensor,
-        temperature: float,
-        totals: Sequence[LabelTotals],
-        choosing: Sequence[ChoosingRows],
-    ) -> None:
-        self._answers, self._whole_C, self._temperature = answers, whole, temperature
-        self._totals, self._counted = totals, [own.counted for own in choosing]
-        self._places_N = np.arange(len(choosing)).repeat([len(own.rows) for own in choosing])
-        self._scores_KS = torch.zeros(len(choosing), len(PRIOR_STRENGTHS), dtype=torch.float64)
-
-    def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], rows: Tensor) -> None:
-        """Add a batch."""
-        places_B, logits = self._places_N[rows.numpy()], (outputs / self._temperature).cpu()
-        for place in np.unique(places_B):
-            own_B = torch.from_numpy(places_B == place)
-            found_NC, labels = self._answers.items(logits[own_B], batch["labels"].cpu()[own_B])
-            totals = self._totals[place]
-            known = totals.without_each(labels, self._answers) if self._counted[place] else totals
-            self._scores_KS[place] += strength_scores(found_NC, labels, known, self._whole_C, self._answers)
-
-    def strengths(self) -> Tensor:
-        """Return the strength of each client, float32 [K]."""
-        return torch.tensor([best_strength(scores_S) for scores_S in self._scores_KS])
+        logits = torch.empty_like(outputs)
+        for place in places_B.unique().tolist():
+            own_B = places_B == place
+            read = None if head_inputs is None else head_inputs[own_B]
+            logits[own_B] = self.of_client(outputs[own_B], place, read)
+        return logits
 
 
 class OnOwnRows:
@@ -164,7 +155,8 @@ class OnOwnRows:
     def __call__(self, outputs: Tensor, batch: Mapping[str, Tensor], rows: Tensor) -> None:
         """Add a batch."""
         places_B = self._places_N[rows.numpy()]
-        logits = self.corrections.of_rows(outputs, torch.from_numpy(places_B))  # rows of nobody get any client's
+        # Rows of nobody get the logits of some client, and do not count.
+        logits = self.corrections.of_rows(outputs, torch.from_numpy(places_B), batch.get(HEAD_INPUTS))
         found_BS = self._task.statistics(logits, batch).cpu().numpy()
         sums_KS = np.zeros((len(self._rows_K), found_BS.shape[1]))
         np.add.at(sums_KS, places_B[places_B >= 0], found_BS[places_B >= 0])
@@ -191,7 +183,8 @@ class OnOwnMixes:
         """Add a batch."""
         strata_B, num_strata = self._strata_N[rows].numpy(), self._mixes_KL.shape[1]
         for place in range(len(self._sums)):
-            found_BS = self._task.statistics(self.corrections.of_client(outputs, place), batch).cpu().numpy()
+            logits = self.corrections.of_client(outputs, place, batch.get(HEAD_INPUTS))
+            found_BS = self._task.statistics(logits, batch).cpu().numpy()
             sums_LS = np.zeros((num_strata, found_BS.shape[1]))
             np.add.at(sums_LS, strata_B, found_BS)
             self._sums[place] = self._sums[place] + sums_LS

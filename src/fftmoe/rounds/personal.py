@@ -41,12 +41,14 @@ class PersonalModels:
         plan = plan_round(m.method, state, state.round, chosen, m.population.budgets, self.training, self.seed)
         overall: list[dict[str, float]] = []
         intervals: list[tuple[float, float]] = []
-        own, corrected, strengths = (np.zeros(len(chosen)) for _ in range(3))
+        own, corrected = np.zeros(len(chosen)), OwnCorrected.unknown(len(chosen))
         for place, client in enumerate(plan.clients):
             c = client.client_id
             kept, _ = split_state(states.load(c, before=state.round + 1))
             m.method.personalize(m.model, m.method.download(state, client), client, kept)
-            found, own[place], corrected[place], strengths[place] = m.of_client(state, c, self.sample)
+            found, own[place], answers = m.of_client(state, c, self.sample)
+            if answers is not None:
+                corrected.put([place], answers)
             overall.append(found.metrics())
             intervals.append(found.interval())
         values = {name: np.array([metrics[name] for metrics in overall]) for name in overall[0]}
@@ -57,7 +59,7 @@ class PersonalModels:
             f"{metric}_interval": mean_interval(intervals),
             f"{metric}_by_tier": {name: float(values[metric][at].mean()) for name, at in places.items() if len(at)},
             **m.spread_as(f"{m.own}_{metric}", own),
-            **m.by_client(chosen, own, OwnCorrected(corrected, strengths)),
+            **m.by_client(chosen, own, corrected),
         }
 
     def next_to_global(self, state: ServerState, states: ClientStates) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fftmoe.backbones import Decoding
+from fftmoe.backbones import Decoding, add_to_head
 from fftmoe.data import encoding_option
 from fftmoe.evaluate import EVALUATION_BATCH_SIZE
 from fftmoe.setup.finished import finished_run, load_client, load_federation, own_model
@@ -14,7 +14,7 @@ from fftmoe.trained.complete import MAX_NEW_TOKENS, Writing
 from fftmoe.trained.harness import HarnessTasks, check_harness, harness_metrics
 from fftmoe.trained.inputs import read_inputs
 from fftmoe.trained.load import load_trained
-from fftmoe.trained.personal import common_model, prior_of_client
+from fftmoe.trained.personal import common_model, own_answer_of
 from fftmoe.trained.predict import Prediction, check_request, predict
 from fftmoe.trained.prior import NONE, Prior, stated_prior
 from fftmoe.trained.run import FinishedRun, TrainedModel
@@ -112,9 +112,15 @@ def _model_and_prior(
     client_id = federation.client_id(asked.client)
     if federation.keeps_parts:
         personal = own_model(federation, asked.client, asked.top_k)
-        return personal.trained, personal.prior if asked.prior is None else stated
-    trained = common_model(federation, asked.top_k)
-    return trained, prior_of_client(federation, client_id) if asked.prior is None else stated
+        trained, prior, part = personal.trained, personal.prior, personal.part
+    else:
+        trained = common_model(federation, asked.top_k)
+        prior, part = (None, None) if asked.prior is not None else own_answer_of(federation, client_id)
+    if asked.prior is not None:
+        return trained, stated
+    if part is not None:
+        add_to_head(trained.model, part)
+    return trained, prior
 
 
 def load_asked(

@@ -26,7 +26,7 @@ from fftmoe.exports.personal import (
     experts_of_tier,
     export_personal,
     listed_experts,
-    with_own_prior,
+    with_own_answers,
 )
 from fftmoe.exports.plain import export_plain
 from fftmoe.setup.described import described_facts
@@ -97,7 +97,7 @@ def _personal(
     choice: ExpertChoice
     facts = replace(_card_facts(run, use), own_parts=client is not None)
     if client is not None:
-        choice = experts_of_client(with_own_prior(load_client(run, client, top_k, exact=True, **use)))
+        choice = experts_of_client(with_own_answers(load_client(run, client, top_k, exact=True, **use)))
     elif tier is not None:
         choice = experts_of_tier(load_federation(run, exact=True, **use), tier, top_k)
     else:

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fftmoe.adapter.bound import check_adapter_files, check_base
 from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import encoding_option
@@ -25,7 +23,7 @@ from fftmoe.setup.compose import compose
 from fftmoe.setup.described import described_run
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import read_split
-from fftmoe.setup.own_labels import chosen_shares
+from fftmoe.setup.own_labels import own_answer
 from fftmoe.setup.places import from_its_place
 from fftmoe.setup.splits import Splits
 from fftmoe.setup.target_scales import scales_of, to_units
@@ -45,6 +43,7 @@ from fftmoe.tasks import Scales
 from fftmoe.trained.load import load_trained
 from fftmoe.trained.metrics import metrics_on
 from fftmoe.trained.personal import FinishedFederation, PersonalModel, personal_model
+from fftmoe.trained.prior import OwnAnswer
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
 USED_FREELY = ("versions", "keys")  # bindings that do not matter once a run has finished
@@ -193,18 +192,16 @@ def load_federation(
         client_states=files.client_states,
         to_units=partial(_to_answers, scales=scales_of(parts.recipe), temperature=run.temperature),
         names=parts.partition.groups,
-        own_shares=_own_shares(parts, run),
+        own_answer=_own_answer(parts, run),
         keeps_parts=parts.method.capabilities.personal or recipe.adapter.router != "shared",
     )
 
 
-def _own_shares(parts: Experiment, run: FinishedRun) -> Callable[[int], Tensor] | None:
+def _own_answer(parts: Experiment, run: FinishedRun) -> Callable[[int], OwnAnswer] | None:
     own, shares = parts.own_labels, run.label_shares
     if own is None or shares is None:
         return None
-    # The head of the model has been divided by its temperature.
-    own = replace(own, solved=False)
-    return lambda client: chosen_shares(own, client, parts.model, parts.task, shares)
+    return lambda client: own_answer(own, client, parts.model, parts.task, shares, run.temperature)
 
 
 def _to_answers(model: Any, scales: Scales, temperature: float | None) -> None:

@@ -1,22 +1,23 @@
 """Says how often each label occurs among the rows that a client trains on, where that may be known."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial, reduce
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, Partition, Ragged, WithPrefix
 from fftmoe.evaluate import Observe, tally
 from fftmoe.head import LabelAnswers, LabelTotals
 from fftmoe.records import ServerState
-from fftmoe.rounds.own_answers import ChoosingRows, OwnLabels
+from fftmoe.rounds.own_answers import OwnLabels, OwnRows
 from fftmoe.tasks import Task, label_form
+from fftmoe.trained.prior import OwnAnswer
 
-MOST_CHOOSING = 256  # rows by which a client chooses that has set none aside
+MOST_CHOOSING = 2048  # rows by which a client chooses, and to which it fits a private part
 READ_AT_ONCE = 1024  # rows whose labels are read together
 
 
@@ -36,11 +37,8 @@ def own_labels(
         return None
     count = partial(totals_of, train, num_outputs=num_outputs, answers=answers)
 
-    def choosing(client: int) -> ChoosingRows:
-        set_aside = held_out[client]
-        if len(set_aside):
-            return ChoosingRows(set_aside, counted=False)
-        return ChoosingRows(partition.indices[client][:MOST_CHOOSING], counted=True)
+    def rows(client: int) -> OwnRows:
+        return OwnRows(spread(partition.indices[client], MOST_CHOOSING), spread(held_out[client], MOST_CHOOSING))
 
     def totals(client: int) -> LabelTotals:
         return count(partition.indices[client])
@@ -50,23 +48,32 @@ def own_labels(
         return tuple(count(partition.indices.flat).shares(answers).tolist())
 
     solved = recipe.closed_form is not None  # its sums say everyone's shares, also where clients are elsewhere
-    return OwnLabels(answers, totals, train, choosing, solved, None if solved else everyones)
+    return OwnLabels(answers, totals, train, rows, solved, count=None if solved else everyones)
 
 
-def chosen_shares(own: OwnLabels, client: int, model: Any, task: Task, label_shares: Sequence[float]) -> Tensor:
-    """Return the label shares for which a client corrects the answers of the model as it is now, float64 [C].
+def own_answer(
+    own: OwnLabels, client: int, model: Any, task: Task, label_shares: Sequence[float], temperature: float | None
+) -> OwnAnswer:
+    """Return how a client uses the answers of the model as it is now.
 
     Args:
-        own: of a model whose outputs are logits. label_shares: everyone's.
+        model: its outputs are logits. label_shares: everyone's. temperature: by which those of its head were divided.
     """
 
-    def show(rows: Examples, observe: Observe) -> None:
-        tally(model, task, rows, 1 + int(rows.labels.max()), observe=observe)
+    def show(rows: Examples, observe: Observe, head_inputs: bool) -> None:
+        tally(model, task, rows, 1 + int(rows.labels.max()), observe=observe, head_inputs=head_inputs)
 
-    found = own.chosen(ServerState(0, {}, label_shares=tuple(label_shares)), [client], show)
+    state = ServerState(0, {}, label_shares=tuple(label_shares), temperature=temperature)
+    found = replace(own, divided=True).chosen(state, [client], show)
     assert found is not None, "everyone's shares are known"
     everyones = own.answers.logits_of(torch.tensor(label_shares, dtype=torch.float64))
-    return own.answers.probabilities(everyones + found.strengths[0] * found.shifts[0].double())
+    (choice,) = found.choices
+    return OwnAnswer(own.answers.probabilities(everyones + choice.strength * found.shifts[0].double()), choice.part)
+
+
+def spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """Return at most this many of these rows, evenly spread over them: neighbours are often alike."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
 
 
 def totals_of(examples: Examples, rows: np.ndarray, num_outputs: int, answers: LabelAnswers) -> LabelTotals:

@@ -1,40 +1,57 @@
-"""Finds the label shares of a place that was in no round, from a few rows of its own."""
+"""Makes the answers of a finished run fit a place that was in no round, from a few rows of its own."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fftmoe.data import encoding_option
 from fftmoe.errors import InputError
-from fftmoe.rounds.own_answers import ChoosingRows, OwnLabels
+from fftmoe.exports.folder import beside, new_folder
+from fftmoe.rounds.own_answers import OwnLabels, OwnRows
 from fftmoe.setup.finished import finished_run, recipe_of
 from fftmoe.setup.load import read_split
-from fftmoe.setup.own_labels import MOST_CHOOSING, chosen_shares, totals_of
-from fftmoe.store import KEPT_ROUND
+from fftmoe.setup.own_labels import MOST_CHOOSING, own_answer, spread, totals_of
+from fftmoe.store import ADAPTER, KEPT_ROUND, Bindings, save_adapter
+from fftmoe.store.run_folder import CONFIG
 from fftmoe.tasks import label_form
 from fftmoe.trained.load import load_trained
-from fftmoe.trained.prior import why_no_prior
+from fftmoe.trained.prior import OwnAnswer, giving, make_prior, why_no_prior
+from fftmoe.trained.run import TrainedModel
 
 SHARE_DIGITS = 6  # of a share that is written
 
 
-class SharesOfPlace(NamedTuple):
-    """Holds the share of each label by its name, and how many rows they are from."""
+@dataclass(frozen=True)
+class Place:
+    """Holds a place's rows beside the model of a run.
 
-    shares: dict[str, float]
+    Attributes:
+        trained: the model; its outputs are logits. rows: how many there are.
+        answer: finds how the place uses the answers, with a private part for the head or without.
+    """
+
+    trained: TrainedModel
     rows: int
+    answer: Callable[[bool], OwnAnswer]
+
+    def shares(self) -> dict[str, float]:
+        """Return the label shares for which the place corrects answers, as far as that fits its rows, by label."""
+        found = self.answer(False).shares.tolist()
+        return dict(zip(self.trained.run.label_names, map(round_share, found), strict=True))
 
 
-def shares_of_place(
+def open_place(
     folder: Path,
     source: str,
     split: str = "train",
     accept_changes: bool = False,
     round: str = KEPT_ROUND,
     encoding: str | None = None,
-) -> SharesOfPlace:
-    """Return the label shares for which a place corrects the answers of a finished run, as far as that fits its rows.
+) -> Place:
+    """Return a place's rows beside the model of a finished run.
 
     Args:
         source: rows of the place with their labels. split: of the source.
@@ -55,11 +72,38 @@ def shares_of_place(
     found = read_split(recipe_of(folder), split, run.label_names, source, stated)
     examples, rows = found.examples[split], np.arange(len(found.examples[split]))
     totals = totals_of(examples, rows, len(run.label_names), form)
-    choosing = ChoosingRows(rows[:MOST_CHOOSING], counted=True)
-    own = OwnLabels(form, lambda _: totals, examples, lambda _: choosing, solved=False)
-    shares = chosen_shares(own, 0, trained.model, run.judging_task, run.label_shares or ())
-    rounded = [round_share(share) for share in shares.tolist()]
-    return SharesOfPlace(dict(zip(run.label_names, rounded, strict=True)), len(rows))
+    chosen = OwnRows(spread(rows, MOST_CHOOSING), rows[:0])
+    own = OwnLabels(form, lambda _: totals, examples, lambda _: chosen, run.temperature is not None)
+    shares, task = run.label_shares or (), run.judging_task
+
+    def answer(with_part: bool) -> OwnAnswer:
+        fitting = own if with_part else replace(own, solved=False)
+        return own_answer(fitting, 0, trained.model, task, shares, run.temperature)
+
+    return Place(trained, len(rows), answer)
+
+
+def write_place(folder: Path, place: Place, output: Path) -> dict[str, Any]:
+    """Write the model of a place as the folder of a run, which `fftmoe predict` uses like any other.
+
+    Args:
+        folder: of the run. output: a new or empty folder.
+
+    Returns:
+        whether its head has a private part, as `{"private_part": …}`.
+
+    Raises:
+        InputError: the output cannot be used.
+    """
+    run = place.trained.run
+    answer = place.answer(True)
+    trained = giving(place.trained, make_prior(run, "place", answer.shares), answer.part)
+    with new_folder(output) as made:
+        (made / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+        save_adapter(trained.model, made / ADAPTER, beside(trained.run))
+        bindings = run.began or Bindings({})
+        bindings.with_adapters(made, [ADAPTER]).write(made)
+    return {"private_part": answer.part is not None}
 
 
 def round_share(share: float) -> float:

@@ -25,9 +25,9 @@ class SeveralLabels(EachExample):
         """Return 1 and -1, float64 [N, C]."""
         return 2 * labels.double() - 1
 
-    def cross_entropy(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
+    def cross_entropies(self, outputs_NC: Tensor, labels: Tensor, /) -> Tensor:
         """Return the binary cross-entropy, summed over the labels."""
-        return F.binary_cross_entropy_with_logits(outputs_NC, labels.to(outputs_NC), reduction="sum")
+        return F.binary_cross_entropy_with_logits(outputs_NC, labels.to(outputs_NC), reduction="none").sum(1)
 
     def choices(self, num_outputs: int, /) -> int:
         """Return 2: an example has a label or not."""

@@ -15,7 +15,7 @@ from fftmoe.records import Budget, Experts, ServerState, Training
 from fftmoe.records.client_names import client_name
 from fftmoe.server.plan import plan_round
 from fftmoe.trained.load import use_top_k
-from fftmoe.trained.prior import Prior, make_prior, why_no_prior
+from fftmoe.trained.prior import OwnAnswer, Prior, make_prior, why_no_prior
 from fftmoe.trained.run import TrainedModel
 
 
@@ -30,8 +30,7 @@ class FinishedFederation:
         training: how clients train. seed: of the recipe.
         client_states: what the clients have kept.
         names: of the clients, by client_id, where the data gives them any.
-        own_shares: from a client to the label shares for which it corrects the answers of the model as it is now,
-            float64 [C]; None where nobody may know.
+        own_answer: from a client to how it uses the answers of the model as it is now; None where nobody may know.
         keeps_parts: whether clients keep parts of the model that they use.
         to_units: lets the head of a model, in which a state has been installed, answer in the units of the data.
     """
@@ -46,7 +45,7 @@ class FinishedFederation:
     client_states: ClientStates
     to_units: Callable[[Any], None] = lambda _: None
     names: tuple[str, ...] | None = None
-    own_shares: Callable[[int], Tensor] | None = None
+    own_answer: Callable[[int], OwnAnswer] | None = None
     keeps_parts: bool = True
 
     def client_id(self, client: int | str) -> int:
@@ -79,6 +78,7 @@ class PersonalModel:
         client_id: its number. name: that the data gives it, or else its number.
         prior: how often labels occur among its rows, for which the answers of its model are to be corrected; None where
             nobody knows.
+        part: what is to be added to the head of the model for these answers; None for nothing.
     """
 
     trained: TrainedModel
@@ -88,6 +88,7 @@ class PersonalModel:
     client_id: int
     name: str
     prior: Prior | None = None
+    part: Tensor | None = None
 
 
 def personal_model(federation: FinishedFederation, client: int | str, top_k: int | None = None) -> PersonalModel:
@@ -110,8 +111,8 @@ def personal_model(federation: FinishedFederation, client: int | str, top_k: int
     use_top_k(trained.model, top_k)
     budget = plan.budget if top_k is None else replace(plan.budget, top_k=top_k)
     name = client_name(client_id, federation.names)
-    prior = prior_of_client(federation, client_id)
-    return PersonalModel(trained, budget, plan.experts, bool(kept), client_id, name, prior)
+    prior, part = own_answer_of(federation, client_id)
+    return PersonalModel(trained, budget, plan.experts, bool(kept), client_id, name, prior, part)
 
 
 def common_model(federation: FinishedFederation, top_k: int | None = None) -> TrainedModel:
@@ -127,9 +128,12 @@ def common_model(federation: FinishedFederation, top_k: int | None = None) -> Tr
     return trained
 
 
-def prior_of_client(federation: FinishedFederation, client_id: int) -> Prior | None:
-    """Return how a client corrects the answers of the model that is installed; None where nobody knows."""
+def own_answer_of(federation: FinishedFederation, client_id: int) -> tuple[Prior | None, Tensor | None]:
+    """Return how a client corrects the answers of the model that is installed, and what it adds to its head first; None
+    where nobody knows, or where it adds nothing.
+    """
     run = federation.trained.run
-    if federation.own_shares is None or why_no_prior(run) is not None:
-        return None
-    return make_prior(run, f"client {client_name(client_id, federation.names)}", federation.own_shares(client_id))
+    if federation.own_answer is None or why_no_prior(run) is not None:
+        return None, None
+    shares, part = federation.own_answer(client_id)
+    return make_prior(run, f"client {client_name(client_id, federation.names)}", shares), part

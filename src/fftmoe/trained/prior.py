@@ -3,21 +3,34 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fftmoe.backbones import add_to_head, head_parameters
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.head import LabelAnswers, estimated_shares, prior_shift
 from fftmoe.strict import read_small, strict_json
 from fftmoe.tasks import label_form
-from fftmoe.trained.run import FinishedRun
+from fftmoe.trained.run import FinishedRun, TrainedModel
 
 NONE, ESTIMATE = "none", "estimate"  # words in the place of a file with shares
 NEAR_ONE = 1e-3  # how far from 1 the sum of shares may be: people round
+
+
+class OwnAnswer(NamedTuple):
+    """Says how a place uses the answers of a model, by rows of its own.
+
+    Attributes:
+        shares: the label shares for which it corrects them, float64 [C].
+        part: what it adds to the head of the model, [C, F + 1] of F features that the head reads; None for nothing.
+    """
+
+    shares: Tensor
+    part: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -104,3 +117,16 @@ def _read_shares(run: FinishedRun, path: Path) -> Tensor:
         raise InputError(f"{where}: the shares add up to {total:g}; they must add up to 1")
     shares_C = torch.tensor([float(found.get(name, 0)) for name in run.label_names], dtype=torch.float64)
     return shares_C / total if exclusive else shares_C
+
+
+@torch.no_grad()
+def giving(trained: TrainedModel, prior: Prior, part: Tensor | None) -> TrainedModel:
+    """Let the head of a model give the answers of a place: its part is added to the head, and what corrects the answers
+    to the bias of the last layer. The run is then one of rows with the label shares of the place.
+    """
+    assert prior.shares is not None, "a place knows its shares"
+    if part is not None:
+        add_to_head(trained.model, part)
+    *_, bias = (p for name, p in head_parameters(trained.model).items() if name.endswith("bias"))
+    bias += prior_shift(prior.shares, prior.whole, prior.answers).to(bias)
+    return replace(trained, run=replace(trained.run, label_shares=tuple(prior.shares.tolist())))
