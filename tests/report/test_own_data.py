@@ -51,6 +51,23 @@ def test_the_lines_have_all_three_and_who_loses(rows: str):
     assert len(own_values(found, Metric("accuracy"))) == 2
 
 
+def test_the_choices_of_clients_are_counted_and_listed():
+    found = summary(shared=SHARED, personal=PERSONAL, alone=ALONE)
+    found["clients"]["answer"] = ["private part", "corrected", "private part"]
+    line = own_data_lines(found, Metric("accuracy"))[-2]
+    assert line == (
+        "  personal answers are, by each client's own rows: 1 corrected for its labels, "
+        "2 with a private part of the head"
+    )
+    view = clients(RunRecord({}, [], found, "run"))
+    assert view.header[:3] == ("client", "tier", "its personal answers")
+    assert {row[0]: row[2] for row in view.each} == {
+        "ann": "with a private part of the head",
+        "bob": "corrected for its labels",
+        "cy": "with a private part of the head",
+    }
+
+
 def test_without_personal_answers_the_common_model_is_compared():
     found = summary(shared=SHARED, alone=ALONE)
     lines = own_data_lines(found, Metric("accuracy"))

@@ -24,7 +24,7 @@ from fftmoe.head import (
     prior_shift,
     smoothed_shares,
 )
-from fftmoe.rounds.own_choice import Items, added_by, choose
+from fftmoe.rounds.own_choice import Items, added_by, best_choice
 from fftmoe.setup.compose import compose
 from fftmoe.setup.finished import finished_run, load_run, recipe_of
 from fftmoe.setup.own_labels import totals_of
@@ -112,7 +112,7 @@ def test_a_client_gets_the_common_answer_corrected_for_its_labels(cli: Cli, made
     # It has set no rows aside, so it chooses by those that it trains on, each without itself.
     known, trained = experiment.train.select(rows), load_run(folder)
     items = seen(trained, known)
-    choice = choose(items, None, own, whole, trained.run.temperature or 1.0, form)
+    choice = best_choice(items, None, own, whole, trained.run.temperature or 1.0, form)
     corrected = logits + (choice.strength * shift).float()
     assert head == "closed-form" or choice.part is None
     if choice.part is not None:
@@ -155,7 +155,7 @@ def test_stated_shares_are_used_and_named(made: MakeRun, head: str, tmp_path: Pa
 @pytest.mark.parametrize("head", HEADS)
 def test_the_estimate_is_that_of_the_inputs(made: MakeRun, head: str):
     form, whole, logits = parts(made(head))
-    shares = estimated_shares(logits, whole, form)
+    shares = estimated_shares(logits, whole, form, smoothing=len(TEXTS))
     corrected = logits + prior_shift(shares, whole, form).float()
     found = fftmoe.predict(made(head), TEXTS, prior="estimate")
     names = finished_run(made(head)).label_names

@@ -104,20 +104,21 @@ def best_strength(scores_S: Tensor) -> float:
     return max(zip((-scores_S).tolist(), PRIOR_STRENGTHS, strict=True))[1]
 
 
-def estimated_shares(logits_NC: Tensor, whole_C: Tensor, answers: LabelAnswers) -> Tensor:
+def estimated_shares(logits_NC: Tensor, whole_C: Tensor, answers: LabelAnswers, smoothing: float = SMOOTHING) -> Tensor:
     """Return the shares of labels among items whose labels nobody knows, float64 [C].
 
     They are the most probable ones, found by expectation maximisation (Saerens et al., 2002): the shares are the mean
     of the probabilities that the items have with these shares. As in `smoothed_shares`, items of everyone's shares are
-    added, so that a few items say little.
+    added.
 
     Args:
         logits_NC: of the items, calibrated for the shares `whole_C`.
+        smoothing: how many items are added.
     """
     logits_NC, shares_C, items = logits_NC.double(), whole_C, len(logits_NC)
     for _ in range(ESTIMATE_STEPS):
         found_NC = answers.probabilities(logits_NC + prior_shift(shares_C, whole_C, answers))
-        before, shares_C = shares_C, (found_NC.sum(0) + SMOOTHING * whole_C) / (items + SMOOTHING)
+        before, shares_C = shares_C, (found_NC.sum(0) + smoothing * whole_C) / (items + smoothing)
         if torch.allclose(before, shares_C, rtol=0.0, atol=NEAR):
             break
     return shares_C

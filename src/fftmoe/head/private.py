@@ -1,4 +1,4 @@
-"""Fits a client's private part of a closed-form head to the client's own items (docs/math.md, Private part).
+"""Fits a client's private part of a closed-form head to the client's own items (docs/math.md, Personal answers).
 
 The head W of everyone leaves residuals r = y - W x on a client's items. A ridge regression of these residuals gives a
 matrix that the client adds to W for itself:

@@ -1,7 +1,7 @@
 """Makes the sections of a run's page as plain values; the template `run.html.j2` holds their text."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,7 +130,10 @@ def _each_client(run: RunRecord) -> tuple[tuple[str, ...], TextRows]:
     header = ("client", "tier", *(["its personal answers"] if chosen else []), *known)
     if not values:
         return header, []
-    kinds = [[tier, *([NO_VALUE if own is None else CHOICES[own]] if chosen else [])] for tier, own in _tiers(listed, chosen)]
+    tiers = listed.get("tier", ())
+    kinds = [[tier] for tier in tiers]
+    if chosen:
+        kinds = [[tier, CHOICES.get(own or "", NO_VALUE)] for tier, own in zip(tiers, chosen, strict=True)]
     rows = [*zip(client_names(run.summary), kinds, *known.values(), strict=True)]
     if alone:
         answers = answers_of_clients(run.summary, metric)
@@ -140,12 +143,6 @@ def _each_client(run: RunRecord) -> tuple[tuple[str, ...], TextRows]:
         (name, *kind, *(NO_VALUE if value is None else metric.text(value) for value in own))
         for name, kind, *own in rows
     ]
-
-
-def _tiers(listed: Mapping[str, Any], chosen: Sequence[str | None] | None) -> list[tuple[str, str | None]]:
-    """Return the tier of each client, and how it uses the common model's answers."""
-    tiers = listed.get("tier", ())
-    return list(zip(tiers, chosen or [None] * len(tiers), strict=True))
 
 
 def _gain(metric: Metric, answers: float | None, alone: float | None) -> float:

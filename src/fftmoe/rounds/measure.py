@@ -25,7 +25,7 @@ ROWS_AT_ONCE = 4096  # of clients' shares of strata
 CLIENTS_KEPT = 200  # of more clients, the summary keeps percentiles
 # Keys of the values of clients with their personal answers, of how strongly these are corrected for their labels, of
 # what each client chose, and of how much better that is on the rows by which it chose, in nats.
-PERSONAL, STRENGTH, CHOICE, MARGIN = "personal", "prior_strength", "answer", "margin"
+PERSONAL, STRENGTH, CHOICE, CHOICE_MARGIN = "personal", "prior_strength", "answer", "margin"
 OWN_PREFIX, REWEIGHTED_PREFIX = "client", "reweighted"  # before the name of a metric of single clients
 
 
@@ -56,7 +56,7 @@ class OwnCorrected(NamedTuple):
             PERSONAL: _listed(self.values),
             STRENGTH: [None if own is None else own.strength for own in self.choices],
             CHOICE: [None if own is None else own.name for own in self.choices],
-            MARGIN: [None if own is None else round(own.margin, 4) for own in self.choices],
+            CHOICE_MARGIN: [None if own is None else round(own.margin, 4) for own in self.choices],
         }
 
 

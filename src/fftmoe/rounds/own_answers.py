@@ -19,7 +19,7 @@ from fftmoe.data import Examples, Ragged
 from fftmoe.evaluate import HEAD_INPUTS, Observe, Tally
 from fftmoe.head import LabelAnswers, LabelTotals, prior_shift, smoothed_shares
 from fftmoe.records import ServerState
-from fftmoe.rounds.own_choice import Choice, Items, ItemsSeen, added_by, choose
+from fftmoe.rounds.own_choice import Choice, Items, ItemsSeen, added_by, best_choice
 from fftmoe.tasks import Task
 
 
@@ -30,7 +30,7 @@ class OwnRows(NamedTuple):
     set_aside: np.ndarray
 
 
-class Show(Protocol):
+class ShowOutputs(Protocol):
     """Shows a model's outputs for examples to an observer, with what the head read of them where that is asked for."""
 
     def __call__(self, rows: Examples, observe: Observe, head_inputs: bool, /) -> object:
@@ -65,7 +65,7 @@ class OwnLabels:
             return state.label_shares
         return self.count()
 
-    def chosen(self, state: ServerState, clients: Sequence[int], show: Show) -> "Corrections | None":
+    def chosen(self, state: ServerState, clients: Sequence[int], show: ShowOutputs) -> "Corrections | None":
         """Return what these clients do with the outputs of the state's model, each as fits its own rows best; None
         where labels or the temperature are not known.
         """
@@ -83,7 +83,9 @@ class OwnLabels:
         shifts_KC = torch.stack([prior_shift(own_C, whole_C, self.answers) for own_C in shares])
         return Corrections(shifts_KC.float(), 1.0 if self.divided else temperature, choices)
 
-    def _choice(self, rows: OwnRows, totals: LabelTotals, whole_C: Tensor, temperature: float, show: Show) -> Choice:
+    def _choice(
+        self, rows: OwnRows, totals: LabelTotals, whole_C: Tensor, temperature: float, show: ShowOutputs
+    ) -> Choice:
         def items(numbers: np.ndarray) -> Items:
             seen = ItemsSeen(self.answers, 1.0 if self.divided else temperature)
             show(self.train.select(torch.from_numpy(numbers)), seen, self.solved)
@@ -91,7 +93,7 @@ class OwnLabels:
 
         judging = items(rows.set_aside) if len(rows.set_aside) else None
         fitted = items(rows.trained) if self.solved or judging is None else None
-        return choose(fitted, judging, totals, whole_C, temperature, self.answers)
+        return best_choice(fitted, judging, totals, whole_C, temperature, self.answers)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ class Choice(NamedTuple):
         return CORRECTED if self.strength > 0 else COMMON
 
 
-def choose(
+def best_choice(
     fitted: Items | None,
     judging: Items | None,
     own: LabelTotals,

@@ -25,7 +25,7 @@ SHARE_DIGITS = 6  # of a share that is written
 
 
 @dataclass(frozen=True)
-class Place:
+class PlaceModel:
     """Holds a place's rows beside the model of a run.
 
     Attributes:
@@ -50,7 +50,7 @@ def open_place(
     accept_changes: bool = False,
     round: str = KEPT_ROUND,
     encoding: str | None = None,
-) -> Place:
+) -> PlaceModel:
     """Return a place's rows beside the model of a finished run.
 
     Args:
@@ -80,10 +80,10 @@ def open_place(
         fitting = own if with_part else replace(own, solved=False)
         return own_answer(fitting, 0, trained.model, task, shares, run.temperature)
 
-    return Place(trained, len(rows), answer)
+    return PlaceModel(trained, len(rows), answer)
 
 
-def write_place(folder: Path, place: Place, output: Path) -> dict[str, Any]:
+def write_place(folder: Path, place: PlaceModel, output: Path) -> dict[str, Any]:
     """Write the model of a place as the folder of a run, which `fftmoe predict` uses like any other.
 
     Args:

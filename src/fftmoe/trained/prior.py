@@ -55,7 +55,10 @@ class Prior:
         """
         shares_C = self.shares
         if shares_C is None:
-            shares_C = estimated_shares(logits[logits.isfinite().all(1)], self.whole, self.answers)
+            known = logits[logits.isfinite().all(1)]
+            # As many items of everyone's shares as there are inputs: an estimate alone overshoots where labels are hard
+            # to tell apart, and inputs that have everyone's shares lose by it (docs/LOG.md).
+            shares_C = estimated_shares(known, self.whole, self.answers, smoothing=max(len(known), 1))
         return logits + prior_shift(shares_C, self.whole, self.answers).to(logits)
 
 
