@@ -1,8 +1,8 @@
 """Chooses how a client uses the common model's outputs, by rows of its own whose labels it knows.
 
 It may leave them as they are, correct them for its labels (`fftmoe.head.prior`), and add a private part to a
-closed-form head (`fftmoe.head.private`). Rows that it has set aside judge; where it has none, each of its rows is
-judged by what the others give.
+closed-form head (`fftmoe.head.private`). Rows that it has set aside judge, and rows that it trains on, each by what the
+others give.
 
 Shape letters: N items (the examples, or their labelled tokens), F features, C outputs, D = F + 1.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fftmoe.evaluate import HEAD_INPUTS
 from fftmoe.head import (
+    PRIOR_STRENGTHS,
     RIDGES,
     LabelAnswers,
     LabelTotals,
@@ -68,7 +69,8 @@ class Choice(NamedTuple):
     Attributes:
         strength: the part of the correction for its labels that it adds.
         part: the private part of its head, which it adds to the logits, float64 [C, D]; None for none.
-        margin: by how much the mean cross-entropy of the rows that judge is below that of the common model, nats.
+        margin: by how much the mean cross-entropy of the rows that judge is below that of the common model, nats; of
+            two kinds of rows the mean of both.
     """
 
     strength: float
@@ -83,9 +85,30 @@ class Choice(NamedTuple):
         return CORRECTED if self.strength > 0 else COMMON
 
 
+class Judge(NamedTuple):
+    """Holds items that judge a choice.
+
+    Attributes:
+        shift: the whole correction for the client's labels, float64 [C], or [N, C] where each item has its own.
+        fitted: whether a private part is fitted to them, so that each is judged by a part of the others.
+    """
+
+    items: Items
+    shift: Tensor
+    fitted: bool
+
+    def losses(self, fit: PrivateFit | None, ridge: float | None, answers: LabelAnswers) -> Tensor:
+        """Return the mean cross-entropy with each of `PRIOR_STRENGTHS`, float64 [S]; without a part if one is None."""
+        logits_NC = self.items.logits.double()
+        if fit is not None and ridge is not None:
+            read = self.items.features.double()
+            logits_NC = logits_NC + (fit.left_out(ridge) if self.fitted else added_by(fit.part(ridge), read))
+        return strength_losses(logits_NC, self.items.labels, self.shift, answers).mean(1)
+
+
 def best_choice(
     fitted: Items | None,
-    judging: Items | None,
+    set_aside: Items | None,
     own: LabelTotals,
     whole_C: Tensor,
     temperature: float,
@@ -93,29 +116,32 @@ def best_choice(
 ) -> Choice:
     """Return what gives the smallest cross-entropy on the rows that judge; of equal choices that without a part.
 
+    Both kinds of rows judge with equal weight, whatever their numbers: those set aside are few, and of those that the
+    client trains on the common model knows the labels.
+
     Args:
-        fitted: the items that the client trains on; None where its head can have no private part.
-        judging: items that it has set aside; None to judge each of those fitted by the others.
+        fitted: the items that the client trains on, each judged by the others; None where only others judge.
+        set_aside: items that it does not train on; None where it has none.
         own: the labels of what it trains on. whole_C: everyone's shares of them, float64 [C].
         temperature: by which outputs of the head were divided.
     """
-    judged = fitted if judging is None else judging
-    assert judged is not None, "a client has rows"
-    known = own.without_each(judged.labels, answers) if judging is None else own
-    shift = prior_shift(smoothed_shares(known, whole_C, answers), whole_C, answers)
     fit = None if fitted is None or not fitted.features.shape[1] else _fit(fitted, temperature, answers)
 
-    def losses(ridge: float | None) -> Tensor:
-        logits_NC = judged.logits.double()
-        if fit is not None and ridge is not None:
-            outside = fit.left_out(ridge) if judging is None else added_by(fit.part(ridge), judging.features.double())
-            logits_NC = logits_NC + outside
-        return strength_losses(logits_NC, judged.labels, shift, answers).mean(1)
+    def shift(known: LabelTotals) -> Tensor:
+        return prior_shift(smoothed_shares(known, whole_C, answers), whole_C, answers)
 
-    found = {ridge: losses(ridge) for ridge in (None, *(() if fit is None else RIDGES))}
+    judges = []
+    if fitted is not None:
+        judges.append(Judge(fitted, shift(own.without_each(fitted.labels, answers)), fitted=True))
+    if set_aside is not None:
+        judges.append(Judge(set_aside, shift(own), fitted=False))
+    found = {
+        ridge: torch.stack([judge.losses(fit, ridge, answers) for judge in judges]).mean(0)
+        for ridge in (None, *(() if fit is None else RIDGES))
+    }
     ridge = min(found, key=lambda ridge: float(found[ridge].min()))
     part = None if fit is None or ridge is None else fit.part(ridge)
-    common = answers.cross_entropies(judged.logits.double(), judged.labels).mean()
+    common = found[None][PRIOR_STRENGTHS.index(0.0)]
     return Choice(best_strength(found[ridge]), part, float(common - found[ridge].min()))
 
 
