@@ -83,6 +83,8 @@ VERBS = {
         "--top-k",
         "--harness",
         "--harness-limit",
+        "--client",
+        "--prior",
         "--round",
         "--accept-changes",
     },

@@ -14,7 +14,7 @@ from fftmoe.client.sums import groups_of, in_frequent_groups
 from fftmoe.config import complete_recipe
 from fftmoe.records import pack_plan, unpack_update
 from fftmoe.server.solve import plan_sums
-from fftmoe.setup.asked import predict_run
+from fftmoe.setup.asked import evaluate_answers, predict_run
 from fftmoe.setup.clients import NoStates, build_client, client_spec
 from fftmoe.setup.compose import compose
 from fftmoe.setup.finished import evaluate_run
@@ -74,6 +74,25 @@ def test_what_a_run_measured_is_what_its_saved_model_answers(finished: dict[str,
 def test_labels_have_a_temperature_and_numbers_none(finished: dict[str, Path], task: str):
     kept = json.loads((finished[task] / "adapter" / "labels.json").read_text())
     assert ("temperature" in kept) == (task != "regression")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_clients_use_the_solved_head_in_their_own_way(finished: dict[str, Path], task: str, tmp_path: Path):
+    """Several labels and tags have personal answers with private parts; numbers have none."""
+    listed = json.loads((finished[task] / "summary.json").read_text())["clients"]
+    if task == "regression":
+        assert "answer" not in listed
+        return
+    assert len(listed["answer"]) == 3
+    assert all(margin >= 0 for margin in listed["margin"])
+    measured = [evaluate_answers(finished[task], client=client) for client in range(3)]
+    assert [each["prior"] for each in measured] == [f"client {client}" for client in range(3)]
+    # Each client holds rows of all kinds, so that its answers differ little from everyone's on all test rows.
+    common = evaluate_run(finished[task])[METRIC[task]]
+    assert all(each[METRIC[task]] > common - 0.2 for each in measured)
+    estimated = evaluate_answers(finished[task], prior="estimate")
+    assert estimated["prior"] == "estimate"
+    assert estimated[METRIC[task]] > common - 0.1
 
 
 def test_the_colours_of_a_text_are_found(finished: dict[str, Path]):

@@ -268,6 +268,37 @@ def test_a_place_that_was_in_no_round_finds_its_shares(cli: Cli, made: MakeRun, 
     assert {answer["prior"] for answer in answers} == {"shares.json"}
 
 
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    "asked", [{"client": 4}, {"prior": "estimate"}, {"prior": "shares.json"}, {"client": 2, "prior": "none"}]
+)
+def test_what_is_measured_are_the_answers_that_are_given(
+    cli: Cli, made: MakeRun, tmp_path: Path, head: str, asked: dict[str, Any]
+):
+    folder = made(head)
+    names = finished_run(folder).label_names
+    texts = [f"{word} {other}" for word in ("red", "blue", "green") for other in OTHERS]
+    rows = [{"text": text, "label": names[place % 3]} for place, text in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "shares.json").write_text(json.dumps({names[0]: 0.75, names[2]: 0.25}))
+    if asked.get("prior") == "shares.json":
+        asked = {"prior": str(tmp_path / "shares.json")}
+    options = [text for name, value in asked.items() for text in (f"--{name}", value)]
+    outcome = cli("evaluate", folder, "--data", tmp_path / "rows.jsonl", "--split", "train", *options)
+    assert (outcome.status, outcome.err) == (0, "")
+    found, answers = json.loads(outcome.out), fftmoe.predict(folder, texts, **asked)
+    right = [answer["label"] == row["label"] for answer, row in zip(answers, rows, strict=True)]
+    assert found["accuracy"] == pytest.approx(sum(right) / len(right), rel=1e-12)
+    assert found["prior"] == answers[0]["prior"]
+
+
+def test_what_cannot_be_measured_is_said(cli: Cli, made: MakeRun):
+    folder = made("averaged")
+    assert_refused(cli("evaluate", folder, "--client", "nobody"), "client nobody does not exist")
+    assert_refused(cli("evaluate", folder, "--prior", "nowhere.json"), "cannot read --prior")
+    assert_refused(cli("evaluate", folder, "--harness", "arc", "--client", 1), "leave --client and --prior out")
+
+
 @pytest.mark.parametrize("head", ["averaged", "closed-form"])
 def test_a_place_gets_a_model_of_its_own(cli: Cli, made: MakeRun, tmp_path: Path, head: str):
     """Its rows call everything by another name than everyone does: what the common model cannot know."""

@@ -47,6 +47,14 @@ EncodingOption = Annotated[
 ]
 RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
 ClientOption = Annotated[str | None, typer.Option(help="Answer as for this client, by its name or number.")]
+PriorOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|estimate|none",
+        help="How often labels occur where the inputs come from: a JSON file of label: share, estimate (from the "
+        "inputs), or none. Default: with --client as among its rows.",
+    ),
+]
 NewTokensOption = Annotated[int, typer.Option(min=1, help="The longest completion, in tokens.")]
 TemperatureOption = Annotated[
     float,

@@ -13,6 +13,7 @@ from fftmoe.cli.arguments import (
     ClientOption,
     EncodingOption,
     NewTokensOption,
+    PriorOption,
     RoundOption,
     RunArgument,
     SeedOption,
@@ -58,19 +59,25 @@ def evaluate(
         ),
     ] = None,
     harness_limit: Annotated[int | None, typer.Option(min=1, help="With --harness: examples of each task.")] = None,
+    client: ClientOption = None,
+    prior: PriorOption = None,
     which_round: RoundOption = "kept",
     accept_changes: AcceptUseOption = False,
 ) -> None:
     """Measure a finished run, and print its metrics as JSON."""
     values = _top_k_values(top_k)
     named = _harness_tasks(harness, harness_limit, data)
-    from fftmoe.setup.asked import harness_run
+    if named is not None and (client is not None or prior is not None):
+        raise InputError("--harness measures the common model; leave --client and --prior out")
+    from fftmoe.setup.asked import evaluate_answers, harness_run
     from fftmoe.setup.finished import evaluate_run
     from fftmoe.trained.harness import HarnessTasks
 
     def measured(k: int | None) -> dict[str, Any]:
         if named is not None:
             return harness_run(run, HarnessTasks(named, harness_limit), k, accept_changes, which_round)
+        if client is not None or prior is not None:
+            return evaluate_answers(run, data, split, k, accept_changes, which_round, encoding, client, prior)
         return evaluate_run(run, data, split, k, accept_changes, which_round, encoding)
 
     metrics = [{**({"top_k": k} if len(values) > 1 else {}), **measured(k)} for k in values]
@@ -102,14 +109,7 @@ def predict(
     scores: Annotated[bool, typer.Option("--scores", help="Print the scores of all labels as well.")] = False,
     top_k: Annotated[int | None, typer.Option(help="Experts per token; default: as the largest tier.")] = None,
     client: ClientOption = None,
-    prior: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE|estimate|none",
-            help="How often labels occur where the inputs come from: a JSON file of label: share, estimate (from the "
-            "inputs), or none. Default: with --client as among its rows.",
-        ),
-    ] = None,
+    prior: PriorOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs per batch.")] = 64,
     max_new_tokens: NewTokensOption = 64,
     temperature: TemperatureOption = 0.0,

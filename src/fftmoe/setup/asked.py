@@ -7,16 +7,25 @@ from typing import Any
 
 from fftmoe.backbones import Decoding, add_to_head
 from fftmoe.data import encoding_option
-from fftmoe.evaluate import EVALUATION_BATCH_SIZE
-from fftmoe.setup.finished import finished_run, load_client, load_federation, own_model
+from fftmoe.evaluate import EVALUATION_BATCH_SIZE, tally
+from fftmoe.rounds.own_choice import ItemsSeen
+from fftmoe.setup.finished import (
+    finished_run,
+    load_client,
+    load_federation,
+    own_model,
+    rows_to_measure,
+    stated_encoding,
+)
 from fftmoe.store import KEPT_ROUND
 from fftmoe.trained.complete import MAX_NEW_TOKENS, Writing
 from fftmoe.trained.harness import HarnessTasks, check_harness, harness_metrics
 from fftmoe.trained.inputs import read_inputs
 from fftmoe.trained.load import load_trained
+from fftmoe.trained.metrics import metrics_on
 from fftmoe.trained.personal import common_model, own_answer_of
 from fftmoe.trained.predict import Prediction, check_request, predict
-from fftmoe.trained.prior import NONE, Prior, stated_prior
+from fftmoe.trained.prior import NONE, Prior, giving, stated_prior
 from fftmoe.trained.run import FinishedRun, TrainedModel
 
 
@@ -134,6 +143,42 @@ def load_asked(
     if client is None:
         return load_trained(run, top_k)
     return load_client(run.folder, client, top_k, accept_changes=run.accept_changes, round=round).trained
+
+
+def evaluate_answers(
+    folder: Path,
+    source: str | None = None,
+    split: str = "test",
+    top_k: int | None = None,
+    accept_changes: bool = False,
+    round: str = KEPT_ROUND,
+    encoding: str | None = None,
+    client: int | str | None = None,
+    prior: str | None = None,
+) -> dict[str, Any]:
+    """Measure the answers that a client gets, or a place with other label shares, on a split of the run's data or of
+    `source`; see `metrics_on`.
+
+    Args:
+        client, prior: see `Questions`. The others: see `evaluate_run`.
+
+    Returns:
+        the metrics, and as `prior` how often labels were taken to occur.
+
+    Raises:
+        InputError: as `answers_of_run`; the split cannot be read, or is not the one that the run began with.
+    """
+    stated, run = stated_encoding(encoding, source), finished_run(folder, accept_changes, round)
+    wanted = stated_prior(run, prior)
+    trained, used = _model_and_prior(run, Questions(top_k=top_k, client=client, prior=prior), wanted, round)
+    found = rows_to_measure(run, source, split, stated)
+    examples = found.examples[split]
+    if used is not None:
+        seen = ItemsSeen(used.answers, temperature=1.0)
+        tally(trained.model, run.judging_task, examples, len(found.strata), observe=seen)
+        trained = giving(trained, used.estimated(seen.items().logits), None)
+    metrics = metrics_on(trained, examples, found.strata, found.columns.owners.get(split))
+    return metrics if run.is_language_model else {**metrics, "prior": NONE if used is None else used.name}
 
 
 def harness_run(

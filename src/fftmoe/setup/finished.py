@@ -12,7 +12,7 @@ from typing import Any
 
 from fftmoe.adapter.bound import check_adapter_files, check_base
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.data import encoding_option
+from fftmoe.data import TextEncoding, encoding_option
 from fftmoe.errors import InputError
 from fftmoe.head import are_shares
 from fftmoe.records import ServerState
@@ -139,14 +139,33 @@ def evaluate_run(
     Raises:
         InputError: see `load_run`; also, the split cannot be read, or is not the one that the run began with.
     """
+    stated = stated_encoding(encoding, source)
+    trained = load_run(folder, top_k, accept_changes=accept_changes, round=round)
+    found = rows_to_measure(trained.run, source, split, stated)
+    return metrics_on(trained, found.examples[split], found.strata, found.columns.owners.get(split))
+
+
+def stated_encoding(encoding: str | None, source: str | None) -> TextEncoding | None:
+    """Return the encoding of the text files of a source.
+
+    Raises:
+        InputError: it is unknown, or there is no source.
+    """
     if encoding is not None and source is None:
         raise InputError("--encoding says how the files of --data are written; add --data, or leave it out")
-    stated = encoding_option(encoding)
-    trained = load_run(folder, top_k, accept_changes=accept_changes, round=round)
-    found = read_split(recipe_of(folder), split, trained.run.label_names, source, stated)
+    return encoding_option(encoding)
+
+
+def rows_to_measure(run: FinishedRun, source: str | None, split: str, encoding: TextEncoding | None) -> Splits:
+    """Return a split of the run's data, or of `source`.
+
+    Raises:
+        InputError: it cannot be read, or is not the one that the run began with.
+    """
+    found = read_split(recipe_of(run.folder), split, run.label_names, source, encoding)
     if source is None:
-        check_rows(trained.run, found)
-    return metrics_on(trained, found.examples[split], found.strata, found.columns.owners.get(split))
+        check_rows(run, found)
+    return found
 
 
 def check_rows(run: FinishedRun, found: Splits) -> None:

@@ -53,13 +53,21 @@ class Prior:
         """Return the logits of the inputs, [N, C], as they are at the place of use; an estimate leaves out those that
         are not finite.
         """
-        shares_C = self.shares
-        if shares_C is None:
-            known = logits[logits.isfinite().all(1)]
-            # As many items of everyone's shares as there are inputs: an estimate alone overshoots where labels are hard
-            # to tell apart, and inputs that have everyone's shares lose by it (docs/LOG.md).
-            shares_C = estimated_shares(known, self.whole, self.answers, smoothing=max(len(known), 1))
+        shares_C = self.estimated(logits).shares
+        assert shares_C is not None, "they were estimated"
         return logits + prior_shift(shares_C, self.whole, self.answers).to(logits)
+
+    def estimated(self, logits: Tensor) -> "Prior":
+        """Return the same with the shares that the logits of items [N, C] tell, where none are stated.
+
+        As many items of everyone's shares are added: an estimate alone overshoots where labels are hard to tell apart,
+        and inputs that have everyone's shares lose by it (docs/LOG.md).
+        """
+        if self.shares is not None:
+            return self
+        known = logits[logits.isfinite().all(1)]
+        shares_C = estimated_shares(known, self.whole, self.answers, smoothing=max(len(known), 1))
+        return replace(self, shares=shares_C)
 
 
 def why_no_prior(run: FinishedRun) -> str | None:
