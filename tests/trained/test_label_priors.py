@@ -316,6 +316,7 @@ def test_a_place_gets_a_model_of_its_own(cli: Cli, made: MakeRun, tmp_path: Path
     found = fftmoe.predict(tmp_path / "place", asked)
     if fitted:
         assert labels_of(found) == list(words.values())
+    assert_refused(cli("resume", tmp_path / "place"), "holds the model of one place", "no rounds")
     # The run is as it was, and the place is a run like any other: it can be corrected for a place of its own.
     assert cli("evaluate", tmp_path / "place", "--data", tmp_path / "rows.jsonl", "--split", "train").status == 0
     assert_refused(

@@ -17,7 +17,8 @@ from fftmoe.rounds.own_answers import OwnLabels, OwnRows
 from fftmoe.tasks import Task, label_form
 from fftmoe.trained.prior import OwnAnswer
 
-MOST_CHOOSING = 2048  # rows by which a client chooses, and to which it fits a private part
+MOST_CHOOSING = 1024  # rows of each kind by which a client chooses, and to which it fits a private part
+MOST_OF_ALL = 20_480  # such rows of all clients together, so that many clients do not take longer than their training
 READ_AT_ONCE = 1024  # rows whose labels are read together
 
 
@@ -37,8 +38,10 @@ def own_labels(
         return None
     count = partial(totals_of, train, num_outputs=num_outputs, answers=answers)
 
+    most = min(MOST_CHOOSING, max(1, MOST_OF_ALL // len(partition.indices)))
+
     def rows(client: int) -> OwnRows:
-        return OwnRows(spread(partition.indices[client], MOST_CHOOSING), spread(held_out[client], MOST_CHOOSING))
+        return OwnRows(spread(partition.indices[client], most), spread(held_out[client], most))
 
     def totals(client: int) -> LabelTotals:
         return count(partition.indices[client])

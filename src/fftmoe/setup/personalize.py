@@ -14,8 +14,9 @@ from fftmoe.rounds.own_answers import OwnLabels, OwnRows
 from fftmoe.setup.finished import finished_run, recipe_of
 from fftmoe.setup.load import read_split
 from fftmoe.setup.own_labels import MOST_CHOOSING, own_answer, spread, totals_of
-from fftmoe.store import ADAPTER, KEPT_ROUND, Bindings, save_adapter
-from fftmoe.store.run_folder import CONFIG
+from fftmoe.store import ADAPTER, KEPT_ROUND, Bindings, save_adapter, write_atomically
+from fftmoe.store.run_folder import CONFIG, PLACE
+from fftmoe.strict import json_text
 from fftmoe.tasks import label_form
 from fftmoe.trained.load import load_trained
 from fftmoe.trained.prior import OwnAnswer, giving, make_prior, why_no_prior
@@ -90,7 +91,7 @@ def write_place(folder: Path, place: PlaceModel, output: Path) -> dict[str, Any]
         folder: of the run. output: a new or empty folder.
 
     Returns:
-        whether its head has a private part, as `{"private_part": …}`.
+        what `place.json` says: how many `rows` of the place there were, and whether its head has a `private_part`.
 
     Raises:
         InputError: the output cannot be used.
@@ -103,7 +104,9 @@ def write_place(folder: Path, place: PlaceModel, output: Path) -> dict[str, Any]
         save_adapter(trained.model, made / ADAPTER, beside(trained.run))
         bindings = run.began or Bindings({})
         bindings.with_adapters(made, [ADAPTER]).write(made)
-    return {"private_part": answer.part is not None}
+        said = {"rows": place.rows, "private_part": answer.part is not None}
+        write_atomically(made / PLACE, (json_text(said, indent=2) + "\n").encode())
+    return said
 
 
 def round_share(share: float) -> float:

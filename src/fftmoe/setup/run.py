@@ -35,7 +35,7 @@ from fftmoe.store import (
     pack_state,
     read_config,
 )
-from fftmoe.store.run_folder import CONFIG, SITES
+from fftmoe.store.run_folder import CONFIG, PLACE, SITES
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,10 @@ def unfinished(output: Path, overrides: Sequence[str] = ()) -> Recipe:
         if not key.startswith("engine."):
             raise InputError(f"{key} cannot change in the middle of a run, only engine.… can; start a new run")
         apply_override(values, key, value)
+    if (output / PLACE).exists():
+        raise InputError(
+            f"{output} holds the model of one place, which `fftmoe personalize` has made; it has no rounds"
+        )
     if (output / "summary.json").exists():
         raise InputError(f"the run in {output} has finished; to run it again, name a new folder with `fftmoe run`")
     return parse_recipe(values, str(output / "config.yaml"))

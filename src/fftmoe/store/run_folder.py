@@ -24,6 +24,7 @@ from fftmoe.strict import MOST_RESULTS, json_text, read_small, strict_json, stri
 MARGIN_BYTES = 64 * 2**20
 CONFIG = "config.yaml"
 SITES = "sites.json"  # of a run over sites: what each said about itself
+PLACE = "place.json"  # says that the folder holds the model of a place that was in no round, and no rounds
 # What a folder holds before its run has begun.
 FIRST = {LOCK, BINDINGS, SITES, "checkpoints", "clients"}
 LEDGERS = {"privacy.json", "example_privacy.json"}
