@@ -178,7 +178,8 @@ def unfinished(output: Path, overrides: Sequence[str] = ()) -> Recipe:
         apply_override(values, key, value)
     if (output / PLACE).exists():
         raise InputError(
-            f"{output} holds the model of one place, which `fftmoe personalize` has made; it has no rounds"
+            f"{output} holds the model of one place, which `fftmoe personalize` has made, and no rounds; name the run "
+            "from which it was made"
         )
     if (output / "summary.json").exists():
         raise InputError(f"the run in {output} has finished; to run it again, name a new folder with `fftmoe run`")
