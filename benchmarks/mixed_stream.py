@@ -1,4 +1,4 @@
-"""Measure answers where the mix of inputs changes: `python benchmarks/mixed_stream.py RUN [RUN …]`, a minute a run.
+"""Measure answers where the mix of inputs changes: `python benchmarks/mixed_stream.py RUN [RUN …]`, some minutes.
 
 RUN is the folder of a finished run with one label for each input, such as `runs/quickstart`. Streams of test rows are
 drawn: by the label shares of one client, of two clients in equal parts, and with all labels equally often. Each stream

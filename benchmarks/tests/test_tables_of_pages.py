@@ -27,6 +27,7 @@ NAMES = {
     "fashion_mnist": "Fashion-MNIST",
 }
 LANGUAGE = ("shakespeare", "flan8")
+WITHOUT_SKEW = ("trec6", "hwu64", "banking77", "snips")
 
 Load = Callable[[str], Any]
 
@@ -154,6 +155,20 @@ def test_the_log_has_the_choice_of_the_defaults(load: Load):
         assert len(language) == 4
         made += language
     assert [row for row in made if in_markdown(row) not in page("LOG")] == []
+
+
+def test_the_log_has_the_choice_of_the_defaults_without_skew(load: Load):
+    defaults = load("defaults")
+    made = defaults.table({name: stored(f"defaults-iid-{name}") for name in WITHOUT_SKEW})
+    assert len(made) == 6
+    assert [row for row in made if in_markdown(row) not in page("LOG")] == []
+    assert all(row[-1].startswith("-") for row in made)  # "no change is better in the mean"
+
+
+def test_the_pages_have_the_mixed_streams(load: Load):
+    made = load("mixed_stream").table([*results("mixed_stream")["runs"].values()])
+    assert made in page("LOG")
+    assert made in page("personal")
 
 
 def test_the_log_has_the_rates_of_fedit(load: Load):

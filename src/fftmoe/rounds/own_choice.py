@@ -85,7 +85,7 @@ class Choice(NamedTuple):
         return CORRECTED if self.strength > 0 else COMMON
 
 
-class Judge(NamedTuple):
+class JudgingItems(NamedTuple):
     """Holds items that judge a choice.
 
     Attributes:
@@ -132,9 +132,9 @@ def best_choice(
 
     judges = []
     if fitted is not None:
-        judges.append(Judge(fitted, shift(own.without_each(fitted.labels, answers)), fitted=True))
+        judges.append(JudgingItems(fitted, shift(own.without_each(fitted.labels, answers)), fitted=True))
     if set_aside is not None:
-        judges.append(Judge(set_aside, shift(own), fitted=False))
+        judges.append(JudgingItems(set_aside, shift(own), fitted=False))
     found = {
         ridge: torch.stack([judge.losses(fit, ridge, answers) for judge in judges]).mean(0)
         for ridge in (None, *(() if fit is None else RIDGES))
