@@ -60,6 +60,7 @@ def test_the_choices_of_clients_are_counted_and_listed():
         "2 with a private part of the head"
     )
     view = clients(RunRecord({}, [], found, "run"))
+    assert view is not None
     assert view.header[:3] == ("client", "tier", "its personal answers")
     assert {row[0]: row[2] for row in view.each} == {
         "ann": "with a private part of the head",
