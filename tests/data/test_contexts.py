@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from crossed_inputs import Inputs
 from fftmoe.config import complete_recipe
 from fftmoe.config.facts import read_facts
 from fftmoe.data import read_tables
@@ -71,7 +72,8 @@ def test_training_tests_and_questions_are_read_alike(tmp_path: Path):
     assert [list(tables[split].columns["prompt"]) for split in ("train", "test")] == [JOINED, ASKED]
     write_jsonl(tmp_path / "ask.jsonl", {"instruction": ASKED, "input": ABOUT})  # pyright: ignore[reportArgumentType]
     assert read_texts(tmp_path / "ask.jsonl", "prompt").texts == JOINED
-    recipe = complete_recipe({"data": {"source": str(tmp_path)}, "backbone": {"model": "builtin:smollm2"}}, "here")[0]
+    backbone = Inputs.write(tmp_path.parent / f"{tmp_path.name} models").recipe("causal-lm")["backbone"]
+    recipe = complete_recipe({"data": {"source": str(tmp_path)}, "backbone": backbone}, "here")[0]
     assert (recipe.data.prompt, recipe.data.completion) == ("prompt", "completion")
 
 
