@@ -21,10 +21,10 @@ from fftmoe.errors import InputError
 from fftmoe.exports.graphs import GRAPH, ONNX
 from fftmoe.exports.load import reload
 from fftmoe.report.metric import Metric
-from fftmoe.setup.asked import predict_run
+from fftmoe.setup.asked import evaluate_run, predict_run
 from fftmoe.setup.cells import Variant
 from fftmoe.setup.export import export_run
-from fftmoe.setup.finished import evaluate_run, load_run, recipe_of
+from fftmoe.setup.finished import load_run, recipe_of
 from fftmoe.setup.load import read_split
 from fftmoe.setup.run import resume, run
 from fftmoe.store import read_config

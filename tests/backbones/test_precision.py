@@ -13,8 +13,8 @@ from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import WithPrefix
 from fftmoe.errors import InputError
 from fftmoe.evaluate import predict_logits
+from fftmoe.setup.asked import evaluate_run
 from fftmoe.setup.compose import compose
-from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.run import run
 from fftmoe.store import unpack_state
 from models import FAMILIES, token_examples

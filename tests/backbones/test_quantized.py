@@ -20,8 +20,8 @@ from fftmoe.backbones.quantize import check_quantization
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.rng import generator
+from fftmoe.setup.asked import evaluate_run
 from fftmoe.setup.compose import compose
-from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.run import run
 from models import token_examples
 

@@ -11,7 +11,7 @@ from fftmoe.errors import InputError
 from fftmoe.records import ServerState
 from fftmoe.rounds import closed_form
 from fftmoe.server import solve
-from fftmoe.setup.finished import evaluate_run
+from fftmoe.setup.asked import evaluate_run
 from fftmoe.setup.run import run
 from finished import Finished
 from five_clients import AVERAGED, CLOSED, FOURIER, FROZEN, PERSONAL

@@ -17,7 +17,8 @@ from fftmoe.head.closed_form import solved_with_leverage
 from fftmoe.head.temperature import LEVERAGES, TEMPERATURES, usable
 from fftmoe.records import names
 from fftmoe.rng import generator
-from fftmoe.setup.finished import evaluate_run, load_run
+from fftmoe.setup.asked import evaluate_run
+from fftmoe.setup.finished import load_run
 from fftmoe.setup.run import run
 from fftmoe.store import RunFolder, pack_state, read_temperature, unpack_state
 from five_clients import FOURIER, changed

@@ -11,9 +11,9 @@ from fftmoe.data import WithPrefix
 from fftmoe.methods.registry import METHODS
 from fftmoe.records import Tensors, pack_plan, unpack_update
 from fftmoe.server.solve import plan_sums
+from fftmoe.setup.asked import evaluate_run
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import compose
-from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.forecast import forecast
 from finished import SUMMARY_KEYS, check_same
 from five_clients import AVERAGED, CLOSED, CLOSED_FORM, EVERY_METHOD, FROZEN, PERSONAL

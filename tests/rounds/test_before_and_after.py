@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from fftmoe.cli.client_scores import client_score_lines, sample_lines
-from fftmoe.setup.finished import evaluate_run
+from fftmoe.setup.asked import evaluate_run
 from finished import Finished
 from run_fixtures import RunLanguage
 

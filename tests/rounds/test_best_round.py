@@ -16,7 +16,8 @@ from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
 from fftmoe.rounds.patience import Stopper, idle_notes
 from fftmoe.rounds.validation import VALIDATION_ERROR, Validation
-from fftmoe.setup.finished import evaluate_run, load_client, load_federation, load_run
+from fftmoe.setup.asked import evaluate_run
+from fftmoe.setup.finished import load_client, load_federation, load_run
 from fftmoe.setup.run import resume, run
 from fftmoe.store import BAR, Ranking, RunFolder
 from fftmoe.tasks import CountedShare

@@ -13,8 +13,8 @@ import yaml
 from fftmoe.backbones import load_tokenizer
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError
+from fftmoe.setup.asked import evaluate_run
 from fftmoe.setup.compose import compose
-from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.run import resume, run
 from finished import Finished

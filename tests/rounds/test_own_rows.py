@@ -13,7 +13,7 @@ import fftmoe
 from fftmoe.config import parse_recipe
 from fftmoe.data import own_rows
 from fftmoe.errors import InputError
-from fftmoe.setup.finished import evaluate_run
+from fftmoe.setup.asked import evaluate_run
 from fftmoe.setup.run import resume, run
 from finished import Finished
 from five_clients import changed

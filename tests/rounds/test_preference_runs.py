@@ -12,10 +12,10 @@ import torch
 from fftmoe.config import parse_recipe
 from fftmoe.data import Preferences
 from fftmoe.methods.registry import METHODS
-from fftmoe.setup.asked import predict_run
+from fftmoe.setup.asked import evaluate_run, predict_run
 from fftmoe.setup.compose import compose
 from fftmoe.setup.export import export_run
-from fftmoe.setup.finished import evaluate_run, load_run
+from fftmoe.setup.finished import load_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.run import run
 from fftmoe.tasks import PairLoss

@@ -15,8 +15,7 @@ from fftmoe.config.backbone import LANGUAGE_TASKS
 from fftmoe.errors import InputError
 from fftmoe.methods.registry import METHODS
 from fftmoe.rng import numpy_generator
-from fftmoe.setup.asked import predict_run
-from fftmoe.setup.finished import evaluate_run
+from fftmoe.setup.asked import evaluate_run, predict_run
 from fftmoe.setup.run import run
 from fftmoe.tasks import NO_BOUND, make_task
 from finished import Finished

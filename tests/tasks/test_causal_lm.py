@@ -13,9 +13,10 @@ from fftmoe.config import parse_recipe
 from fftmoe.evaluate import tally
 from fftmoe.records import pack_plan, unpack_update
 from fftmoe.server.plan import plan_round
+from fftmoe.setup.asked import evaluate_run
 from fftmoe.setup.clients import build_client, client_spec
 from fftmoe.setup.compose import compose
-from fftmoe.setup.finished import evaluate_run, load_run
+from fftmoe.setup.finished import load_run
 from fftmoe.setup.load import load_split
 from fftmoe.setup.run import run
 from fftmoe.tasks import CausalLm, NextToken, exact_match, rouge_l

@@ -14,10 +14,9 @@ from fftmoe.client.sums import groups_of, in_frequent_groups
 from fftmoe.config import complete_recipe
 from fftmoe.records import pack_plan, unpack_update
 from fftmoe.server.solve import plan_sums
-from fftmoe.setup.asked import evaluate_answers, predict_run
+from fftmoe.setup.asked import evaluate_run, predict_run
 from fftmoe.setup.clients import NoStates, build_client, client_spec
 from fftmoe.setup.compose import compose
-from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.judged import make_loss
 from fftmoe.setup.run import run
 from fftmoe.tasks import LossByExample
@@ -85,12 +84,12 @@ def test_clients_use_the_solved_head_in_their_own_way(finished: dict[str, Path],
         return
     assert len(listed["answer"]) == 3
     assert all(margin >= 0 for margin in listed["margin"])
-    measured = [evaluate_answers(finished[task], client=client) for client in range(3)]
+    measured = [evaluate_run(finished[task], client=client) for client in range(3)]
     assert [each["prior"] for each in measured] == [f"client {client}" for client in range(3)]
     # Each client holds rows of all kinds, so that its answers differ little from everyone's on all test rows.
     common = evaluate_run(finished[task])[METRIC[task]]
     assert all(each[METRIC[task]] > common - 0.2 for each in measured)
-    estimated = evaluate_answers(finished[task], prior="estimate")
+    estimated = evaluate_run(finished[task], prior="estimate")
     assert estimated["prior"] == "estimate"
     assert estimated[METRIC[task]] > common - 0.1
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from fftmoe.config import parse_recipe
 from fftmoe.errors import InputError, RunError
-from fftmoe.setup.asked import predict_run
+from fftmoe.setup.asked import evaluate_run, predict_run
 from fftmoe.setup.compose import compose
 from fftmoe.setup.deployment import check_deployable
 from fftmoe.setup.export import export_run
-from fftmoe.setup.finished import evaluate_run, load_client
+from fftmoe.setup.finished import load_client
 from fftmoe.setup.run import run
 from fftmoe.setup.target_scales import to_units
 from fftmoe.tasks import Regression, Squares

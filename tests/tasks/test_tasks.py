@@ -20,8 +20,8 @@ from fftmoe.data import SplitRequest, roles
 from fftmoe.errors import InputError
 from fftmoe.report.metric import Metric, own_mean
 from fftmoe.rng import numpy_generator
+from fftmoe.setup.asked import evaluate_run
 from fftmoe.setup.compose import compose
-from fftmoe.setup.finished import evaluate_run
 from fftmoe.setup.forecast import forecast
 from fftmoe.setup.run import run
 from fftmoe.setup.splits import LOADERS, load_splits

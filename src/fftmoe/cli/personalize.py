@@ -39,6 +39,9 @@ def personalize(
     else:
         has_part = write_place(run, place, output)["private_part"]
         what = f"{output}: the model of the run with the label shares of {rows}"
-        what += ", and a private part that was fitted to them" if has_part else "; a private part would not help"
+        if has_part:
+            what += ", and a private part that was fitted to them"
+        elif place.can_have_part:
+            what += "; a private part would not help"
         use = f"fftmoe predict {quoted(output)} 'some input'"
     sys.stdout.write(shown(f"{what}; use {'them' if only_shares else 'it'}: {use}\n"))

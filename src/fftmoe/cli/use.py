@@ -69,16 +69,13 @@ def evaluate(
     named = _harness_tasks(harness, harness_limit, data)
     if named is not None and (client is not None or prior is not None):
         raise InputError("--harness measures the common model; leave --client and --prior out")
-    from fftmoe.setup.asked import evaluate_answers, harness_run
-    from fftmoe.setup.finished import evaluate_run
+    from fftmoe.setup.asked import evaluate_run, harness_run
     from fftmoe.trained.harness import HarnessTasks
 
     def measured(k: int | None) -> dict[str, Any]:
         if named is not None:
             return harness_run(run, HarnessTasks(named, harness_limit), k, accept_changes, which_round)
-        if client is not None or prior is not None:
-            return evaluate_answers(run, data, split, k, accept_changes, which_round, encoding, client, prior)
-        return evaluate_run(run, data, split, k, accept_changes, which_round, encoding)
+        return evaluate_run(run, data, split, k, accept_changes, which_round, encoding, client, prior)
 
     metrics = [{**({"top_k": k} if len(values) > 1 else {}), **measured(k)} for k in values]
     shown = metrics if len(values) > 1 else metrics[0]

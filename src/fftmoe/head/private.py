@@ -5,8 +5,8 @@ matrix that the client adds to W for itself:
 
     D = argmin sum_i |D x_i - r_i|^2 + rho |D|^2 = (sum_i r_i x_iT) (sum_i x_i x_iT + rho)^-1
 
-For a large rho it is nothing, and the client answers as everyone does; for a small one the client answers as with a
-head of its own items alone. Nothing is sent, and W stays as it is.
+For a large rho it is nothing, and the client answers as everyone does; for a small one it fits the client's own items
+as closely as a head of its own. Nothing is sent, and W stays as it is.
 
 Shape letters: N items (the examples, or their labelled tokens), F features, C outputs, D = F + 1, R directions.
 """

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from fftmoe.backbones import Decoding, add_to_head
-from fftmoe.data import encoding_option
+from fftmoe.data import TextEncoding, encoding_option
+from fftmoe.errors import InputError
 from fftmoe.evaluate import EVALUATION_BATCH_SIZE, tally
 from fftmoe.rounds.own_choice import ItemsSeen
 from fftmoe.setup.finished import (
+    check_rows,
     finished_run,
     load_client,
     load_federation,
     own_model,
-    rows_to_measure,
-    stated_encoding,
+    recipe_of,
 )
+from fftmoe.setup.load import read_split
+from fftmoe.setup.splits import Splits
 from fftmoe.store import KEPT_ROUND
 from fftmoe.trained.complete import MAX_NEW_TOKENS, Writing
 from fftmoe.trained.harness import HarnessTasks, check_harness, harness_metrics
@@ -101,10 +104,8 @@ def answers_of_run(run: FinishedRun, asked: Questions, round: str = KEPT_ROUND) 
     trained, prior = _model_and_prior(run, asked, stated, round)
     writing = Writing(decoding, asked.batch_size, asked.on_text)
     answers = predict(trained, inputs, asked.batch_size, asked.scores, writing, prior)
-    if run.is_language_model or (asked.client is None and asked.prior is None):
-        return answers
-    used = NONE if prior is None else prior.name
-    return ({**answer, "prior": used} for answer in answers)
+    said = _prior_said(run, asked, prior)
+    return ({**answer, **said} for answer in answers) if said else answers
 
 
 def _model_and_prior(
@@ -145,7 +146,7 @@ def load_asked(
     return load_client(run.folder, client, top_k, accept_changes=run.accept_changes, round=round).trained
 
 
-def evaluate_answers(
+def evaluate_run(
     folder: Path,
     source: str | None = None,
     split: str = "test",
@@ -156,29 +157,62 @@ def evaluate_answers(
     client: int | str | None = None,
     prior: str | None = None,
 ) -> dict[str, Any]:
-    """Measure the answers that a client gets, or a place with other label shares, on a split of the run's data or of
-    `source`; see `metrics_on`.
+    """Measure a finished run on a split of the run's data, or of `source`; see `metrics_on`.
 
     Args:
-        client, prior: see `Questions`. The others: see `evaluate_run`.
+        accept_changes, round: see `finished_run`.
+        encoding: of the text files of `source`; None: UTF-8, and for the run's own data that of its recipe.
+        client, prior: measure the answers that this client gets, or a place with these label shares; see `Questions`.
 
     Returns:
-        the metrics, and as `prior` how often labels were taken to occur.
+        the metrics; and as `prior`, where a client or a prior is named, how often labels were taken to occur.
 
     Raises:
         InputError: as `answers_of_run`; the split cannot be read, or is not the one that the run began with.
     """
-    stated, run = stated_encoding(encoding, source), finished_run(folder, accept_changes, round)
-    wanted = stated_prior(run, prior)
-    trained, used = _model_and_prior(run, Questions(top_k=top_k, client=client, prior=prior), wanted, round)
-    found = rows_to_measure(run, source, split, stated)
+    stated, run = _stated_encoding(encoding, source), finished_run(folder, accept_changes, round)
+    asked, wanted = Questions(top_k=top_k, client=client, prior=prior), stated_prior(run, prior)
+    trained, used = _model_and_prior(run, asked, wanted, round)
+    found = _rows_to_measure(run, source, split, stated)
     examples = found.examples[split]
-    if used is not None:
+    if used is not None and used.shares is None:
         seen = ItemsSeen(used.answers, temperature=1.0)
         tally(trained.model, run.judging_task, examples, len(found.strata), observe=seen)
-        trained = giving(trained, used.estimated(seen.items().logits), None)
+        used = used.estimated(seen.items().logits)
+    if used is not None:
+        trained = giving(trained, used, None)
     metrics = metrics_on(trained, examples, found.strata, found.columns.owners.get(split))
-    return metrics if run.is_language_model else {**metrics, "prior": NONE if used is None else used.name}
+    return metrics | _prior_said(run, asked, used)
+
+
+def _prior_said(run: FinishedRun, asked: Questions, used: Prior | None) -> dict[str, str]:
+    """Return how often labels were taken to occur, where that was asked for."""
+    if run.is_language_model or (asked.client is None and asked.prior is None):
+        return {}
+    return {"prior": NONE if used is None else used.name}
+
+
+def _stated_encoding(encoding: str | None, source: str | None) -> TextEncoding | None:
+    """Return the encoding of the text files of a source.
+
+    Raises:
+        InputError: it is unknown, or there is no source.
+    """
+    if encoding is not None and source is None:
+        raise InputError("--encoding says how the files of --data are written; add --data, or leave it out")
+    return encoding_option(encoding)
+
+
+def _rows_to_measure(run: FinishedRun, source: str | None, split: str, encoding: TextEncoding | None) -> Splits:
+    """Return a split of the run's data, or of `source`.
+
+    Raises:
+        InputError: it cannot be read, or is not the one that the run began with.
+    """
+    found = read_split(recipe_of(run.folder), split, run.label_names, source, encoding)
+    if source is None:
+        check_rows(run, found)
+    return found
 
 
 def harness_run(

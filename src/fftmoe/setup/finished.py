@@ -12,7 +12,6 @@ from typing import Any
 
 from fftmoe.adapter.bound import check_adapter_files, check_base
 from fftmoe.config import Recipe, parse_recipe
-from fftmoe.data import TextEncoding, encoding_option
 from fftmoe.errors import InputError
 from fftmoe.head import are_shares
 from fftmoe.records import ServerState
@@ -22,7 +21,6 @@ from fftmoe.setup.calibrated import set_temperature
 from fftmoe.setup.compose import compose
 from fftmoe.setup.described import described_run
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.load import read_split
 from fftmoe.setup.own_labels import own_answer
 from fftmoe.setup.places import from_its_place
 from fftmoe.setup.splits import Splits
@@ -41,7 +39,6 @@ from fftmoe.store import (
 from fftmoe.store.bindings import differences, require_same
 from fftmoe.tasks import Scales
 from fftmoe.trained.load import load_trained
-from fftmoe.trained.metrics import metrics_on
 from fftmoe.trained.personal import FinishedFederation, PersonalModel, personal_model
 from fftmoe.trained.prior import OwnAnswer
 from fftmoe.trained.run import FinishedRun, TrainedModel
@@ -119,53 +116,6 @@ def load_run(
         InputError: the folder is not a finished run, or `top_k` is above the number of experts.
     """
     return load_trained(finished_run(folder, accept_changes, round), top_k, exact=exact)
-
-
-def evaluate_run(
-    folder: Path,
-    source: str | None = None,
-    split: str = "test",
-    top_k: int | None = None,
-    accept_changes: bool = False,
-    round: str = KEPT_ROUND,
-    encoding: str | None = None,
-) -> dict[str, Any]:
-    """Measure a finished run on a split of the run's data, or of `source`; see `metrics_on`.
-
-    Args:
-        accept_changes, round: see `finished_run`.
-        encoding: of the text files of `source`; None: UTF-8, and for the run's own data that of its recipe.
-
-    Raises:
-        InputError: see `load_run`; also, the split cannot be read, or is not the one that the run began with.
-    """
-    stated = stated_encoding(encoding, source)
-    trained = load_run(folder, top_k, accept_changes=accept_changes, round=round)
-    found = rows_to_measure(trained.run, source, split, stated)
-    return metrics_on(trained, found.examples[split], found.strata, found.columns.owners.get(split))
-
-
-def stated_encoding(encoding: str | None, source: str | None) -> TextEncoding | None:
-    """Return the encoding of the text files of a source.
-
-    Raises:
-        InputError: it is unknown, or there is no source.
-    """
-    if encoding is not None and source is None:
-        raise InputError("--encoding says how the files of --data are written; add --data, or leave it out")
-    return encoding_option(encoding)
-
-
-def rows_to_measure(run: FinishedRun, source: str | None, split: str, encoding: TextEncoding | None) -> Splits:
-    """Return a split of the run's data, or of `source`.
-
-    Raises:
-        InputError: it cannot be read, or is not the one that the run began with.
-    """
-    found = read_split(recipe_of(run.folder), split, run.label_names, source, encoding)
-    if source is None:
-        check_rows(run, found)
-    return found
 
 
 def check_rows(run: FinishedRun, found: Splits) -> None:

@@ -31,11 +31,13 @@ class PlaceModel:
 
     Attributes:
         trained: the model; its outputs are logits. rows: how many there are.
+        can_have_part: whether the head is a solved one, which can have a private part.
         answer: finds how the place uses the answers, with a private part for the head or without.
     """
 
     trained: TrainedModel
     rows: int
+    can_have_part: bool
     answer: Callable[[bool], OwnAnswer]
 
     def shares(self) -> dict[str, float]:
@@ -81,7 +83,7 @@ def open_place(
         fitting = own if with_part else replace(own, solved=False)
         return own_answer(fitting, 0, trained.model, task, shares, run.temperature)
 
-    return PlaceModel(trained, len(rows), answer)
+    return PlaceModel(trained, len(rows), own.solved, answer)
 
 
 def write_place(folder: Path, place: PlaceModel, output: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Prior:
         """Return the same with the shares that the logits of items [N, C] tell, where none are stated.
 
         As many items of everyone's shares are added: an estimate alone overshoots where labels are hard to tell apart,
-        and inputs that have everyone's shares lose by it (docs/LOG.md).
+        and inputs with even labels lose by it (docs/LOG.md).
         """
         if self.shares is not None:
             return self
