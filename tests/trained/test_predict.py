@@ -353,7 +353,7 @@ def test_evaluate_takes_several_top_k_and_a_source_with_only_the_split_that_it_n
 
 def test_evaluate_prints_labels_as_they_are_written(cli: Cli, monkeypatch: pytest.MonkeyPatch):
     measured = {"accuracy": 1.0, "accuracy_by_label": {"grün": 1.0, "東京": 1.0}}
-    monkeypatch.setattr("fftmoe.setup.finished.evaluate_run", lambda *_: measured)
+    monkeypatch.setattr("fftmoe.setup.asked.evaluate_run", lambda *_: measured)
     outcome = cli("evaluate", "a-run")
     assert json.loads(outcome.out) == measured
     assert '"grün"' in outcome.out
