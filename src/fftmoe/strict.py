@@ -190,11 +190,31 @@ def strict_yaml(text: str | bytes) -> Any:
     if len(text) > MOST_YAML:
         raise ValueError(f"its YAML has more characters than the {MOST_YAML:,} that are read")
     try:
-        return _Loader(text).get_single_data()
+        return _loaded(text)
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
         message = " ".join(str(error).split())  # PyYAML's messages have several lines
         tab = "; it is a tab: indent with spaces" if r"character '\t'" in message else ""
         raise ValueError(message.replace(' in "<unicode string>"', "") + tab) from error
+
+
+def yaml_text(values: Any, **style: Any) -> str:
+    """Return plain values as a YAML document, the keys in their order.
+
+    Args:
+        style: options of `yaml.dump`.
+    """
+    dumper = yaml.CSafeDumper if yaml.__with_libyaml__ else yaml.SafeDumper
+    return yaml.dump(values, Dumper=dumper, sort_keys=False, **style)
+
+
+def _loaded(text: str) -> Any:
+    """Return the value of a document. PyYAML's own parser, four times slower than libyaml, words what is wrong."""
+    if not yaml.__with_libyaml__:
+        return _Loader(text).get_single_data()
+    try:
+        return _FastLoader(text).get_single_data()
+    except yaml.YAMLError:
+        return _Loader(text).get_single_data()
 
 
 class _Loader(yaml.SafeLoader):
@@ -244,3 +264,12 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+class _FastLoader(_Loader):
+    """Makes what `_Loader` makes, of what libyaml parses."""
+
+    def __init__(self, text: str):
+        super().__init__("")
+        events: Any = yaml.CSafeLoader(text)
+        self.check_event, self.peek_event, self.get_event = events.check_event, events.peek_event, events.get_event

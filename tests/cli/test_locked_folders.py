@@ -45,6 +45,7 @@ WORKS: dict[str, tuple[str, str]] = {
     "removed folder and output": ("run {recipe} --output {top}/c", "{gone}"),
     "removed folder and evaluate": ("evaluate {rorun}", "{gone}"),
 }
+LESS = " --set federation.rounds=1 --set evaluation.baselines=off --set evaluation.local_only=false"
 NAMED = ("ro", "locked", "file", "gone", "data", "rodata", "mine", "model", "rorun", "noadapter", "photos")
 CACHES = {"read-only": "{ro}/x", "locked": "{locked}", "file": "{file}", "below-a-file": "{file}/x"}
 
@@ -83,10 +84,9 @@ def places(
 def found(places: dict[str, Path]) -> Outcomes:
     """What all commands do, in one process."""
     plain = {**REFUSED, **WORKS}
-    commands = {name: words.format_map(places) for name, (words, _) in plain.items()}
-    commands |= {
-        f"cache {name}": "run {recipe} --output {top}/".format_map(places) + f"cache-{name}" for name in CACHES
-    }
+    plain |= {f"cache {name}": (f"run {{recipe}} --output {{top}}/cache-{name}", "{top}") for name in CACHES}
+    less = {name: words + LESS * words.startswith("run ") for name, (words, _) in plain.items()}
+    commands = {name: words.format_map(places) for name, words in less.items()}
     folders = {name: Path(folder.format_map(places)) for name, (_, folder) in plain.items()}
     caches = {f"cache {name}": Path(folder.format_map(places)) for name, folder in CACHES.items()}
     return outcomes({name: words.split() for name, words in commands.items()}, folders, caches)

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-import yaml
-
 from fftmoe.comparison.bound import CurrentInputs, bind_folder, check_equal_inputs
 from fftmoe.comparison.page import comparison_page
 from fftmoe.comparison.record import comparison_values
@@ -31,7 +29,7 @@ from fftmoe.store import RunFolder, check_output, disk_errors, owned, read_summa
 from fftmoe.store.bindings import BINDINGS_FILE as BINDINGS
 from fftmoe.store.files import make_folder
 from fftmoe.store.owner import LOCK
-from fftmoe.strict import json_text
+from fftmoe.strict import json_text, yaml_text
 
 ROW_KEYS = ("round", "bytes_up", "bytes_down", "client_seconds")  # and the metric
 LEFT_AT_CELLS = ("labels",)  # of a summary: what neither statistics nor the page of a comparison shows
@@ -221,7 +219,7 @@ def write_cell(cell: Cell, output: Path, summary: Mapping[str, Any], rows: Seque
         (folder / "summary.json").unlink(missing_ok=True)  # first: it marks a finished run
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
-    config = yaml.safe_dump(cell.config, sort_keys=False)
+    config = yaml_text(cell.config)
     write_atomically(folder / "config.yaml", config.encode())
     write_atomically(folder / "metrics.jsonl", "".join(json_text(row) + "\n" for row in rows).encode())
     text = json_text(summary, indent=2)

@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -15,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from fftmoe.backbones import BUILTIN_MINILM, POOLED, loading_arguments
 from fftmoe.methods.registry import METHODS
 from fftmoe.shown import shown
+from fftmoe.strict import yaml_text
 from fftmoe.trained.run import FinishedRun
 
 CARD_TEMPLATE = "card.md.jinja"
@@ -138,7 +138,7 @@ def model_card(run: FinishedRun, facts: CardFacts, what: str, figures: Figures, 
         facts=facts,
         figures=figures,
         what=f"{what}{_preferred(run)}",
-        front=yaml.safe_dump(front, sort_keys=False),
+        front=yaml_text(front),
         backbone=_hub_id(run.backbone.model) or _local_name(run, facts),
         labels=_listed(run.label_names) if facts.privacy is None else f"{len(run.label_names)}",
         loading_arguments=_loading_arguments(run, facts),

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,17 +16,19 @@ def environment(device: torch.device) -> dict[str, str | int]:
     """Return the versions of the packages that compute and of Python, the platform, the processor, its cores,
     and any GPU.
     """
-    found: dict[str, str | int] = {name: _installed_version(name) for name in RECORDED_PACKAGES}
+    found: dict[str, str | int] = {name: installed_version(name) or "unknown" for name in RECORDED_PACKAGES}
     found |= {"python": platform.python_version(), "implementation": sys.implementation.name}
     found |= {"platform": platform.platform(), "processor": _processor(), "cores": os.cpu_count() or 1}
     return {**found, "gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else found
 
 
-def _installed_version(package: str) -> str:
+@cache
+def installed_version(package: str) -> str | None:
+    """Return a package's version, None if it is not installed, as where this one runs from a source tree."""
     try:
         return version(package)
-    except PackageNotFoundError:  # the package runs from a source tree
-        return "unknown"
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

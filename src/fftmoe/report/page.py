@@ -3,8 +3,6 @@
 from collections import Counter
 from typing import Any
 
-import yaml
-
 from fftmoe.data.roles import LANGUAGE_TASKS
 from fftmoe.report import run_figures, sections
 from fftmoe.report.answer import COMMONEST, answer, compared
@@ -19,6 +17,7 @@ from fftmoe.report.record import RunRecord, with_noun
 from fftmoe.report.render import Page, render_page
 from fftmoe.report.verdict import ended_badly, sentence
 from fftmoe.shown import count_of
+from fftmoe.strict import yaml_text
 
 WARNED_ALARMS = 3  # alarms at the top of the page; its section on experts lists more
 
@@ -56,7 +55,7 @@ def _parts(run: RunRecord) -> dict[str, Any]:
         epsilon=_drawn(run_figures.epsilon(run)),
         robustness=sections.robustness(run),
         environment=list(run.summary.get("environment", {}).items()),
-        recipe=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True),
+        recipe=yaml_text(dict(run.config), allow_unicode=True),
     )
 
 

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from fftmoe.config import Recipe, parse_recipe
 from fftmoe.data import Partition, RowsDigest
 from fftmoe.errors import InputError
 from fftmoe.records import ServerState, names
+from fftmoe.report.environment import installed_version
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.load import load_examples
 from fftmoe.setup.model import build_model
@@ -109,14 +109,7 @@ def rows_values(rows: Mapping[str, RowsDigest]) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of this package, of the packages that it computes with, and of Python."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    return found | {package: _version(package) for package in ("fftmoe", *BOUND_PACKAGES)}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    return found | {package: installed_version(package) or "not installed" for package in ("fftmoe", *BOUND_PACKAGES)}
 
 
 def _clients_by_name(experiment: Experiment) -> dict[str, Any]:

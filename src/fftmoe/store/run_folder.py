@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fftmoe.errors import InputError, looked_up
 from fftmoe.records import ServerState
 from fftmoe.shown import quoted
@@ -19,7 +17,7 @@ from fftmoe.store.files import DamagedFileError, disk_errors, make_folder, remov
 from fftmoe.store.owner import LOCK
 from fftmoe.store.ranking import Ranking
 from fftmoe.store.rows import RowFile
-from fftmoe.strict import MOST_RESULTS, json_text, read_small, strict_json, strict_yaml
+from fftmoe.strict import MOST_RESULTS, json_text, read_small, strict_json, strict_yaml, yaml_text
 
 MARGIN_BYTES = 64 * 2**20
 CONFIG = "config.yaml"
@@ -101,7 +99,7 @@ class RunFolder:
             make_folder(path)
             cls(path)._make_folders()
             write_first(cls(path))
-            write_atomically(path / CONFIG, yaml.safe_dump(dict(config), sort_keys=False).encode())
+            write_atomically(path / CONFIG, yaml_text(dict(config)).encode())
         return cls(path)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
