@@ -27,7 +27,7 @@ NAMES = {
     "fashion_mnist": "Fashion-MNIST",
 }
 LANGUAGE = ("shakespeare", "flan8")
-WITHOUT_SKEW = ("trec6", "hwu64", "banking77", "snips")
+WITHOUT_SKEW = ("trec6", "hwu64", "banking77", "snips", "ag_news", "pacs32", "fashion_mnist")
 
 Load = Callable[[str], Any]
 
