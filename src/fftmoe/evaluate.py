@@ -280,13 +280,17 @@ def mean_interval(intervals: Sequence[tuple[float, float]]) -> list[float]:
     return [float(end) for end in np.mean(np.asarray(intervals, dtype=float), axis=0)]
 
 
-def mean_and_worst_decile(values: Sequence[float] | np.ndarray, higher_is_better: bool = True) -> dict[str, float]:
+def mean_and_worst_decile(
+    values: Sequence[float] | np.ndarray, higher_is_better: bool = True, fewest: int = 1
+) -> dict[str, float]:
     """Return the mean over the clients, and the mean over the worst tenth of them (at least one client).
 
-    Clients whose value is unknown (NaN) are left out; the result is empty if no value is known.
+    Clients whose value is unknown (NaN) are left out.
+
+    Args:
+        fewest: clients of which a mean must be; one of fewer is left out.
     """
     ordered = np.sort(np.asarray(values, dtype=float)[~np.isnan(values)])
-    if not len(ordered):
-        return {}
     worst = (ordered if higher_is_better else ordered[::-1])[: max(1, len(ordered) // 10)]
-    return {"mean": float(ordered.mean()), "worst_decile": float(worst.mean())}
+    means = {"mean": ordered, "worst_decile": worst}
+    return {name: float(own.mean()) for name, own in means.items() if len(own) >= max(1, fewest)}

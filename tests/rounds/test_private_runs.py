@@ -50,6 +50,9 @@ def test_a_private_run_keeps_nothing_of_single_clients(run_private: RunPrivate, 
         assert row.get("by_tier", {}).keys() <= {"small", "large"}
         assert isinstance(row.get("epsilon", 0.0), float)
     assert not {"train_loss", "expert_load_cv"} & finished.summary.keys()
+    # Of fewer than twenty clients, the worst tenth is one of them.
+    spreads = [value for value in finished.summary.values() if isinstance(value, dict) and "mean" in value]
+    assert not any("worst_decile" in value for value in spreads)
     kept = finished.state
     assert kept.preferences == {}
     for load in kept.load.values():

@@ -186,6 +186,15 @@ def test_under_noise_a_site_sends_nothing_but_noisy_updates(mode: str, head: str
     assert asked.sends_counts == (mode == "none" or head == "closed-form")
 
 
+@pytest.mark.parametrize(("local", "counted"), [({"local_steps": 3}, False), ({"local_epochs": 1}, True)])
+def test_a_pass_over_the_rows_tells_their_number(local: dict[str, int], counted: bool):
+    """It takes a step for each batch, and the length of an update says how many steps were taken."""
+    written = recipe(MODES["sums"])
+    none = {"local_steps": None, "local_epochs": None}
+    written = written.model_copy(update={"federation": written.federation.model_copy(update={**none, **local})})
+    assert request_in(written).sends_counts == counted
+
+
 def test_the_privacy_that_a_recipe_promises():
     assert request_in(recipe(MODES["clients"])).privacy.epsilon == 3.0
     found = request_in(recipe(MODES["examples"])).privacy

@@ -45,7 +45,7 @@ def _results(summary: Mapping[str, Any], recipe: Recipe) -> list[str]:
         *([f"  {missed}"] if (missed := never_given(summary)) else []),
         f"  with the experts of each tier: {tiers}",
         *(
-            f"  {text}: mean {summary[key]['mean']:.3f}, worst decile {summary[key]['worst_decile']:.3f}"
+            f"  {text}: " + ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in _spread(summary[key]))
             for key, text in own_values(summary, metric, beside=summary.get("own_data", {})).items()
         ),
         *_local_training(summary, metric),
@@ -67,6 +67,11 @@ def _generated(summary: Mapping[str, Any]) -> list[str]:
             f"{count_of(summary['with_options'], 'prompt')} with any"
         )
     return lines
+
+
+def _spread(values: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the mean over the clients, and that over the worst tenth where it is of enough clients."""
+    return [(name, values[name]) for name in ("mean", "worst_decile") if name in values]
 
 
 def _range(interval: Sequence[float] | None) -> str:

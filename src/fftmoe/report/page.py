@@ -141,7 +141,7 @@ def _outcome_cards(run: RunRecord) -> list[tuple[str, str]]:
     if value is not None and (local := summary.get(f"local_only_{metric.name}")):
         what = f"{sections.measured_on(run)} ({metric.text(local['mean'])} on average)"
         shown.append((f"{metric.gain(value, local['mean']):+.3f}", f"gain over local training, {what}"))
-    if worst := own_mean(summary, metric):
+    if (worst := own_mean(summary, metric)) and "worst_decile" in worst:
         rows = REWEIGHTED if are_reweighted(summary, metric) else OWN_ROWS
         shown.append((metric.text(worst["worst_decile"]), f"worst tenth of the clients, {rows}"))
     if run.epsilon:

@@ -103,7 +103,8 @@ def _client_levels(run: RunRecord) -> list[Level]:
     metric, levels = run.metric, []
     if own := own_mean(run.summary, metric):
         levels.append(Level("mean", own["mean"], INK, 0))
-        levels.append(Level("worst tenth", own["worst_decile"], INK, 1))
+        if "worst_decile" in own:
+            levels.append(Level("worst tenth", own["worst_decile"], INK, 1))
     if local := own_mean(run.summary, metric, "local_only"):
         levels.append(Level("local training, mean", local["mean"], INK, 2))
     return levels

@@ -101,8 +101,9 @@ def clients(run: RunRecord) -> ClientsView | None:
     if not summary:
         return None
     rows: TextRows = [
-        (text, metric.text(summary[key]["mean"]), metric.text(summary[key]["worst_decile"]))
+        (text, *(metric.text(own[name]) if name in own else "" for name in ("mean", "worst_decile")))
         for key, text in own_values(summary, metric).items()
+        if (own := summary[key])
     ]
     by_tier = summary.get(f"{metric.name}_by_tier", {})
     tiers = [(f"{metric.label} as tier {name} would use it", metric.text(value)) for name, value in by_tier.items()]

@@ -67,7 +67,7 @@ class ModelMeasure:
     Attributes:
         test: all held-out examples.
         num_strata: how many labels, or other strata, the examples are numbered by.
-        show_clients: whether the summary may list clients one by one.
+        show_clients: whether the summary may list clients one by one. fewest: clients of which a mean must be.
         own_test: by client, its own rows of `test`; None where nobody says whose they are.
         own_labels: how often clients have each label; None where nobody may know.
     """
@@ -79,6 +79,7 @@ class ModelMeasure:
     num_strata: int
     population: Population
     show_clients: bool = True
+    fewest: int = 1
     own_test: Ragged | None = None
     own_labels: OwnLabels | None = None
 
@@ -165,8 +166,10 @@ class ModelMeasure:
         self.method.install(self.model, state.tensors, budget)
 
     def spread(self, values: np.ndarray) -> dict[str, float]:
-        """Return the mean over the clients with a value, and over the worst tenth of them; nothing if none has one."""
-        return mean_and_worst_decile(values, self.task.higher_is_better)
+        """Return the mean over the clients with a value, and over the worst tenth of them, as far as these are enough
+        clients.
+        """
+        return mean_and_worst_decile(values, self.task.higher_is_better, self.fewest)
 
     def spread_as(self, key: str, values: np.ndarray) -> dict[str, Any]:
         """Return `spread` under this key of the summary, which has no such key if no value is known."""

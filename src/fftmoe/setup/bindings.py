@@ -113,13 +113,16 @@ def versions() -> dict[str, str]:
 
 
 def _clients_by_name(experiment: Experiment) -> dict[str, Any]:
-    """Return the clients by name, in their order; without names, their number and which examples each holds."""
+    """Return the clients by name, in their order; without names, their number and which examples each holds. Of a
+    private run nobody writes the names down.
+    """
     partition = experiment.partition
     if partition.groups is None:
         return {"population": {"clients": len(partition)}, "division": _division(partition)}
     names = [str(name) for name in partition.groups]
     whole = sha256(repr(names).encode()).hexdigest()
-    shown = {"names": names} if len(names) <= MOST_NAMES else {}
+    named = experiment.client_names is not None and len(names) <= MOST_NAMES
+    shown = {"names": names} if named else {}
     return {"population": {"clients": len(names), "sha256": whole, **shown}}
 
 

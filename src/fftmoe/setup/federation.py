@@ -137,7 +137,7 @@ def _solve_head(experiment: Experiment, exchange: Exchange) -> SolveHead:
 
 def make_measure(experiment: Experiment) -> ModelMeasure:
     """Make what measures models on the experiment's test examples."""
-    num_strata = len(experiment.strata)
+    num_strata, privacy = len(experiment.strata), experiment.recipe.privacy
     # Exact measurements on each client's own mix of labels are no part of a differentially private release.
     hidden = experiment.remote or experiment.recipe.differential
     shares = None if hidden else _label_shares(experiment, num_strata)
@@ -148,7 +148,8 @@ def make_measure(experiment: Experiment) -> ModelMeasure:
         test=experiment.test,
         num_strata=num_strata,
         population=Population(experiment.budgets, experiment.tiers, shares, experiment.client_names),
-        show_clients=experiment.recipe.privacy is None,
+        show_clients=privacy is None,
+        fewest=1 if privacy is None else max(2, privacy.min_contributors),
         own_test=experiment.own_test,
         own_labels=experiment.own_labels,
     )

@@ -163,7 +163,11 @@ def request_in(recipe: Recipe) -> SiteRequest:
         is_folder=is_folder(recipe.backbone.model),
         # Without `privacy` an answer is weighted by its rows; feature statistics count them by label in every mode, and
         # the rows that are set aside are a known fraction.
-        sends_counts=recipe.privacy is None or recipe.closed_form is not None or recipe.data.validation is not None,
+        # A pass over the rows takes as many steps as there are batches, which the length of an update tells.
+        sends_counts=recipe.privacy is None
+        or recipe.closed_form is not None
+        or recipe.data.validation is not None
+        or recipe.federation.local_epochs is not None,
         sums_by_label=_sums_by_label(recipe),
     )
 
