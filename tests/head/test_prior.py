@@ -187,6 +187,23 @@ def test_a_further_step_changes_an_estimate_little_and_no_shares_are_likelier(fo
 
 
 @every_form
+@given(seed=seeds, share=st.sampled_from([1e-3, 0.1, 0.5]))
+def test_a_label_that_no_client_has_stays_as_the_model_gives_it(form: str, seed: int, share: float):
+    """Its share was counted as a billionth, so whatever spoke for it was multiplied by up to a billion."""
+    answers, logits, whole = FORMS[form], logits_of(seed), shares_of(form, seed).clone()
+    logits[:, -1] -= 30.0  # the model never gives it
+    whole[-1] = 0.0
+    whole = whole if form == "labels" else whole / whole.sum()
+    stated = torch.cat([(1 - share) * whole[:-1], torch.tensor([share])])
+    for shares in (stated, estimated_shares(logits, whole, answers)):
+        shifted = logits + prior_shift(shares, whole, answers)
+        assert torch.equal(shifted[:, -1], logits[:, -1])
+    estimate, without = estimated_shares(logits, whole, answers), estimated_shares(logits[:, :-1], whole[:-1], answers)
+    assert estimate[-1] < 1e-6
+    assert torch.allclose(estimate[:-1], without, atol=1e-5)  # of a thousand steps, which end near one another
+
+
+@every_form
 def test_no_items_say_nothing(form: str):
     whole = shares_of(form, 1)
     torch.testing.assert_close(estimated_shares(torch.zeros(0, C), whole, FORMS[form]), whole, rtol=1e-12, atol=0)

@@ -27,12 +27,13 @@ from fftmoe.head import (
 from fftmoe.rounds.own_choice import Items, added_by, best_choice
 from fftmoe.setup.compose import compose
 from fftmoe.setup.experiment import Experiment
-from fftmoe.setup.finished import finished_run, load_run, recipe_of
+from fftmoe.setup.finished import finished_run, load_federation, load_run, recipe_of
 from fftmoe.setup.own_labels import totals_of
 from fftmoe.setup.run import run
 from fftmoe.store import RunFolder
 from fftmoe.tasks import label_form
 from fftmoe.trained.inputs import unlabelled_texts
+from fftmoe.trained.personal import common_model
 from fftmoe.trained.prior import why_no_prior
 from fftmoe.trained.run import TrainedModel
 from five_clients import FOURIER
@@ -103,7 +104,7 @@ def test_a_run_knows_the_shares_of_all_labels(made: MakeRun, head: str):
 @pytest.mark.parametrize("client", [0, 4])
 def test_a_client_gets_the_common_answer_corrected_for_its_labels(cli: Cli, made: MakeRun, head: str, client: int):
     folder = made(head)
-    form, whole, logits = parts(folder)
+    form, whole, _ = parts(folder)
     recipe = recipe_of(folder)
     uncached = recipe.engine.model_copy(update={"prefix_cache": "off"})
     experiment = compose(recipe.model_copy(update={"engine": uncached}))
@@ -111,7 +112,8 @@ def test_a_client_gets_the_common_answer_corrected_for_its_labels(cli: Cli, made
     own = LabelTotals.of(experiment.train.labels[rows], 3, form)
     shift = prior_shift(smoothed_shares(own, whole, form), whole, form)
     # It has set no rows aside, so it chooses by those that it trains on, each without itself.
-    known, trained = experiment.train.select(rows), load_run(folder)
+    known, trained = experiment.train.select(rows), common_model(load_federation(folder), client)
+    logits = predict_logits(trained.model, unlabelled_texts(trained.run, TEXTS))
     items = seen(trained, known)
     choice = best_choice(items, None, own, whole, trained.run.temperature or 1.0, form)
     corrected = logits + (choice.strength * shift).float()
@@ -293,6 +295,33 @@ def test_what_is_measured_are_the_answers_that_are_given(
     assert found["prior"] == answers[0]["prior"]
 
 
+@pytest.mark.parametrize("head", ["averaged", "closed-form"])
+def test_evaluate_measures_what_the_summary_lists(cli: Cli, made: MakeRun, tmp_path: Path, head: str):
+    """At the tier of the client, not at the largest one."""
+    folder = made(head)
+    experiment, clients = compose(recipe_of(folder)), json.loads((folder / "summary.json").read_text())["clients"]
+    small = [number for number, tier in enumerate(clients["tier"]) if tier == "small"]
+    assert small
+    assert clients["personal"]
+    texts = [json.loads(cli("evaluate", folder, "--client", client).out)["accuracy_by_label"] for client in small]
+    labels = experiment.train.labels.numpy()
+    for client, by_label in zip(small, texts, strict=True):
+        mix = experiment.partition.label_distribution(labels, 3, range(client, client + 1))[0]
+        known = [share for name, share in zip(experiment.label_names, mix, strict=True) if name in by_label]
+        found = [by_label[name] for name in experiment.label_names if name in by_label]
+        own = sum(a * b for a, b in zip(known, found, strict=True)) / sum(known)
+        assert clients["personal"][client] == pytest.approx(own, abs=1e-3)
+
+
+def test_one_row_gives_no_private_part(cli: Cli, made: MakeRun, tmp_path: Path):
+    """Judged by the others, of which there are none, every part is level with none; rounding chose one."""
+    (tmp_path / "row.jsonl").write_text(json.dumps({"text": "ash red red", "label": "red"}) + "\n")
+    outcome = cli("personalize", made("closed-form"), "--data", tmp_path / "row.jsonl", "--output", tmp_path / "place")
+    assert outcome.status == 0, outcome.err
+    said = json.loads((tmp_path / "place" / "place.json").read_text())
+    assert (said["rows"], said["private_part"]) == (1, False)
+
+
 def test_what_cannot_be_measured_is_said(cli: Cli, made: MakeRun):
     folder = made("averaged")
     assert_refused(cli("evaluate", folder, "--client", "nobody"), "client nobody does not exist")
@@ -310,9 +339,13 @@ def test_a_place_gets_a_model_of_its_own(cli: Cli, made: MakeRun, tmp_path: Path
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     outcome = cli("personalize", folder, "--data", tmp_path / "rows.jsonl", "--output", tmp_path / "place")
     assert (outcome.status, outcome.err) == (0, "")
-    fitted = "a private part that was fitted to them" in outcome.out
+    fitted = "a private part that was fitted to 33 rows" in outcome.out
     assert fitted == (head == "closed-form")
-    assert "the label shares of 33 rows" in outcome.out
+    said = json.loads((tmp_path / "place" / "place.json").read_text())
+    assert ("the label shares of 33 rows" in outcome.out) == said["corrected"]
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "place").iterdir() if path.is_file()}
+    assert set(modes.values()) == {0o600}
+    assert (tmp_path / "place").stat().st_mode & 0o777 == 0o700
     asked = [f"{word} ivy" for word in words]
     found = fftmoe.predict(tmp_path / "place", asked)
     if fitted:

@@ -32,16 +32,20 @@ def personalize(
     place = open_place(run, data, split, accept_changes, which_round, encoding)
     rows = count_of(place.rows, "row")
     if only_shares:
-        shares = place.shares()
+        shares, corrected = place.shares()
         write_atomically(output, (json_text(shares, indent=2) + "\n").encode(), private=True)
         what = f"{output}: shares of {count_of(len(shares), 'label')} from {rows}"
+        if not corrected:
+            what = f"{output}: the shares of all clients; correcting answers for those of {rows} would not help"
         use = f"fftmoe predict {quoted(run)} 'some input' --prior {quoted(output)}"
     else:
-        has_part = write_place(run, place, output)["private_part"]
-        what = f"{output}: the model of the run with the label shares of {rows}"
-        if has_part:
-            what += ", and a private part that was fitted to them"
-        elif place.can_have_part:
+        said = write_place(run, place, output)
+        parts = [f"the label shares of {rows}"] if said["corrected"] else []
+        parts += [f"a private part that was fitted to {rows}"] if said["private_part"] else []
+        what = f"{output}: the model of the run with {' and '.join(parts) or 'the answers of all clients'}"
+        if not parts:
+            what += f", because correcting them for {rows} would not help"
+        elif place.can_have_part and not said["private_part"]:
             what += "; a private part would not help"
         use = f"fftmoe predict {quoted(output)} 'some input'"
     sys.stdout.write(shown(f"{what}; use {'them' if only_shares else 'it'}: {use}\n"))

@@ -83,9 +83,11 @@ def prior_shift(shares_C: Tensor, whole_C: Tensor, answers: LabelAnswers) -> Ten
     """Return what is added to logits where labels have these shares, float64 [..., C].
 
     Args:
-        shares_C: at the place of use. whole_C: among the rows from which the model has learned.
+        shares_C: at the place of use. whole_C: among the rows from which the model has learned. A label that none of
+            them has, or that all of them have, stays as the model gives it: nobody has learned when it occurs.
     """
-    return answers.logits_of(shares_C) - answers.logits_of(whole_C)
+    learned_C = (whole_C > 0) & (whole_C < 1)
+    return torch.where(learned_C, answers.logits_of(shares_C) - answers.logits_of(whole_C), 0.0)
 
 
 def strength_losses(logits_NC: Tensor, labels: Tensor, shift: Tensor, answers: LabelAnswers) -> Tensor:

@@ -26,6 +26,7 @@ from fftmoe.head import (
     strength_losses,
 )
 
+LEAST_GAIN = 1e-6  # nats; a private part that gains less is level with none, as far as rounding tells
 COMMON, CORRECTED, PRIVATE = "common", "corrected", "private part"  # what a client may choose, as the summary names it
 
 
@@ -140,6 +141,8 @@ def best_choice(
         for ridge in (None, *(() if fit is None else RIDGES))
     }
     ridge = min(found, key=lambda ridge: float(found[ridge].min()))
+    if not float(found[None].min() - found[ridge].min()) > LEAST_GAIN:
+        ridge = None
     part = None if fit is None or ridge is None else fit.part(ridge)
     common = found[None][PRIOR_STRENGTHS.index(0.0)]
     return Choice(best_strength(found[ridge]), part, float(common - found[ridge].min()))

@@ -124,7 +124,7 @@ def _model_and_prior(
         personal = own_model(federation, asked.client, asked.top_k)
         trained, prior, part = personal.trained, personal.prior, personal.part
     else:
-        trained = common_model(federation, asked.top_k)
+        trained = common_model(federation, client_id, asked.top_k)
         prior, part = (None, None) if asked.prior is not None else own_answer_of(federation, client_id)
     if asked.prior is not None:
         return trained, stated

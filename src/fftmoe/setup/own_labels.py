@@ -71,7 +71,8 @@ def own_answer(
     assert found is not None, "everyone's shares are known"
     everyones = own.answers.logits_of(torch.tensor(label_shares, dtype=torch.float64))
     (choice,) = found.choices
-    return OwnAnswer(own.answers.probabilities(everyones + choice.strength * found.shifts[0].double()), choice.part)
+    shares_C = own.answers.probabilities(everyones + choice.strength * found.shifts[0].double())
+    return OwnAnswer(shares_C, choice.strength, choice.part)
 
 
 def spread(rows: np.ndarray, most: int) -> np.ndarray:

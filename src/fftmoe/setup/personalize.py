@@ -15,6 +15,7 @@ from fftmoe.setup.finished import finished_run, recipe_of
 from fftmoe.setup.load import read_split
 from fftmoe.setup.own_labels import MOST_CHOOSING, own_answer, spread, totals_of
 from fftmoe.store import ADAPTER, KEPT_ROUND, Bindings, save_adapter, write_atomically
+from fftmoe.store.files import PRIVATE_FOLDER
 from fftmoe.store.run_folder import CONFIG, PLACE
 from fftmoe.strict import json_text
 from fftmoe.tasks import label_form
@@ -40,10 +41,13 @@ class PlaceModel:
     can_have_part: bool
     answer: Callable[[bool], OwnAnswer]
 
-    def shares(self) -> dict[str, float]:
-        """Return the label shares for which the place corrects answers, as far as that fits its rows, by label."""
-        found = self.answer(False).shares.tolist()
-        return dict(zip(self.trained.run.label_names, map(round_share, found), strict=True))
+    def shares(self) -> tuple[dict[str, float], bool]:
+        """Return the label shares for which the place corrects answers, as far as that fits its rows, by label; and
+        whether they are its own. Where correcting for these would not help, they are everyone's.
+        """
+        found = self.answer(False)
+        names = self.trained.run.label_names
+        return dict(zip(names, map(round_share, found.shares.tolist()), strict=True)), found.strength > 0
 
 
 def open_place(
@@ -93,7 +97,8 @@ def write_place(folder: Path, place: PlaceModel, output: Path) -> dict[str, Any]
         folder: of the run. output: a new or empty folder.
 
     Returns:
-        what `place.json` says: how many `rows` of the place there were, and whether its head has a `private_part`.
+        what `place.json` says: how many `rows` of the place there were, whether answers are `corrected` for its label
+        shares, and whether its head has a `private_part`.
 
     Raises:
         InputError: the output cannot be used.
@@ -102,11 +107,12 @@ def write_place(folder: Path, place: PlaceModel, output: Path) -> dict[str, Any]
     answer = place.answer(True)
     trained = giving(place.trained, make_prior(run, "place", answer.shares), answer.part)
     with new_folder(output) as made:
-        (made / CONFIG).write_bytes((folder / CONFIG).read_bytes())
+        made.chmod(PRIVATE_FOLDER)
+        write_atomically(made / CONFIG, (folder / CONFIG).read_bytes())
         save_adapter(trained.model, made / ADAPTER, beside(trained.run))
         bindings = run.began or Bindings({})
         bindings.with_adapters(made, [ADAPTER]).write(made)
-        said = {"rows": place.rows, "private_part": answer.part is not None}
+        said = {"rows": place.rows, "corrected": answer.strength > 0, "private_part": answer.part is not None}
         write_atomically(made / PLACE, (json_text(said, indent=2) + "\n").encode())
     return said
 

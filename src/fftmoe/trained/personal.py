@@ -10,7 +10,6 @@ from fftmoe.client.compress import split_state
 from fftmoe.client.runtime import ClientStates
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.methods.base import Method
-from fftmoe.methods.budget import largest_tier
 from fftmoe.records import Budget, Experts, ServerState, Training
 from fftmoe.records.client_names import client_name
 from fftmoe.server.plan import plan_round
@@ -115,14 +114,14 @@ def personal_model(federation: FinishedFederation, client: int | str, top_k: int
     return PersonalModel(trained, budget, plan.experts, bool(kept), client_id, name, prior, part)
 
 
-def common_model(federation: FinishedFederation, top_k: int | None = None) -> TrainedModel:
-    """Install the global model, as the largest tier uses it, into the model of the federation.
+def common_model(federation: FinishedFederation, client_id: int, top_k: int | None = None) -> TrainedModel:
+    """Install the global model, as the tier of a client uses it, into the model of the federation.
 
     Args:
         top_k: how many experts a token uses; None keeps the value of the tier.
     """
     trained = federation.trained
-    federation.method.install(trained.model, federation.state.tensors, largest_tier(federation.tiers))
+    federation.method.install(trained.model, federation.state.tensors, federation.budgets[client_id])
     federation.to_units(trained.model)
     use_top_k(trained.model, top_k)
     return trained
@@ -135,5 +134,5 @@ def own_answer_of(federation: FinishedFederation, client_id: int) -> tuple[Prior
     run = federation.trained.run
     if federation.own_answer is None or why_no_prior(run) is not None:
         return None, None
-    shares, part = federation.own_answer(client_id)
-    return make_prior(run, f"client {client_name(client_id, federation.names)}", shares), part
+    answer = federation.own_answer(client_id)
+    return make_prior(run, f"client {client_name(client_id, federation.names)}", answer.shares), answer.part

@@ -25,11 +25,13 @@ class OwnAnswer(NamedTuple):
     """Says how a place uses the answers of a model, by rows of its own.
 
     Attributes:
-        shares: the label shares for which it corrects them, float64 [C].
+        shares: the label shares for which it corrects them, float64 [C]; everyone's if `strength` is 0.
+        strength: the part of the correction for its own shares that it takes.
         part: what it adds to the head of the model, [C, F + 1] of F features that the head reads; None for nothing.
     """
 
     shares: Tensor
+    strength: float
     part: Tensor | None
 
 
