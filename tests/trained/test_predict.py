@@ -358,3 +358,20 @@ def test_evaluate_prints_labels_as_they_are_written(cli: Cli, monkeypatch: pytes
     assert json.loads(outcome.out) == measured
     assert '"grün"' in outcome.out
     assert '"東京"' in outcome.out
+
+
+def test_the_data_of_a_run_are_divided_as_the_run_did(
+    cli: Cli, run_values: RunValues, recipe_values: dict[str, Any], tmp_path: Path
+):
+    """A table that nobody has divided is all test rows elsewhere; of the run's own, most are training rows."""
+    rows = [{"text": f"{word} {n}", "label": word} for n in range(20) for word in ("red", "blue", "green")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = str(tmp_path / "rows.jsonl")
+    data = {**recipe_values["data"], "source": source}
+    folder = run_values({**recipe_values, "data": data}).folder
+    own, named = (json.loads(cli("evaluate", folder, *more).out) for more in ((), ("--data", source)))
+    assert own == named
+    assert own["num_examples"] == 12
+    (tmp_path / "others.jsonl").write_bytes((tmp_path / "rows.jsonl").read_bytes())
+    others = json.loads(cli("evaluate", folder, "--data", tmp_path / "others.jsonl", "--split", "train").out)
+    assert others["num_examples"] == 60

@@ -31,7 +31,7 @@ def _separator_line(recipe: "Recipe", table: "Table") -> Iterator[str]:
     label = recipe.data.label
     if recipe.backbone.task == "sequence-classification" and (sign := usual_separator(table.columns.get(label, ()))):
         yield (
-            f"most cells of column {label!r} hold {sign!r}, and each cell is one label; if it holds several: "
+            f"cells of column {label!r} hold {sign!r}, and each cell is one label; if it holds several: "
             f"--list-separator {quoted(sign)}"
         )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fftmoe.data.names import is_blank, name_of
-from fftmoe.data.number_columns import with_decimal_point
+from fftmoe.data.number_columns import has_decimal_comma, with_decimal_point
 from fftmoe.data.table import Table
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.shown import count_of
@@ -206,13 +206,16 @@ def _number(table: Table, column: str, place: int, value: Any) -> float:
 
 
 def _decimal_comma(table: Table, column: str, place: int, value: str, right: str) -> InputError:
-    """Return the error for a column with numbers that are written with a decimal comma."""
+    """Return the error for a column with numbers that have a decimal comma, or signs between thousands."""
     texts = (text for text in table.columns[column] if isinstance(text, str))
     more = sum(with_decimal_point(text) is not None for text in texts) - 1
     others = f", and {count_of(more, 'more value')} like it" if more else ""
+    wrong = "with a decimal comma; write a decimal point"
+    if not has_decimal_comma(value):
+        wrong = "with signs between thousands; write the number without them"
     return InputError(
-        f"{table.where}: column {column!r} holds {value!r:.50} in row {table.origin.row(place)}{others}, with a "
-        f"decimal comma; write a decimal point, {right:.50}, or name another column with data.targets"
+        f"{table.where}: column {column!r} holds {value!r:.50} in row {table.origin.row(place)}{others}, {wrong}, "
+        f"{right:.50}, or name another column with data.targets"
     )
 
 

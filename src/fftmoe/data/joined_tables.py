@@ -37,6 +37,20 @@ def table_of_clients(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table
     return replace(joined, columns={**joined.columns, CLIENT: clients})
 
 
+def require_rows(tables: Sequence[tuple[str, Table]]) -> Sequence[tuple[str, Table]]:
+    """Return the tables of clients, all of which train.
+
+    Raises:
+        InputError: one has no rows, so its client would take no part, unseen.
+    """
+    for name, table in tables:
+        if not table.num_rows:
+            raise InputError(
+                f"{table.where} has no row, so the client {name!r} has nothing to train on; remove the file"
+            )
+    return tables
+
+
 def joined_table(folder: Path, tables: Sequence[tuple[str, Table]]) -> Table:
     """Return one table of the columns that all of these have, with the rows of the first one first.
 

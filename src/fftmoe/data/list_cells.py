@@ -79,6 +79,15 @@ def _items(table: Table, free: Sequence[str], separator: str) -> Mapping[str, in
 
 
 def usual_separator(values: Sequence[Any]) -> str | None:
-    """Return the separator that most of these cells of text hold, as lists of names do; None if there is none."""
+    """Return the separator that these cells of text hold as lists of names do: most of them hold it, or those that do
+    are made of names that other cells have alone. None if there is none.
+    """
     cells = [value for value in values if isinstance(value, str)]
-    return next((sign for sign in LIST_SIGNS if 2 * sum(sign in cell for cell in cells) > len(values)), None)
+    alone = {cell.strip() for cell in cells}
+
+    def divides(sign: str) -> bool:
+        lists = [cell for cell in cells if sign in cell]
+        known = sum(all(item in alone for item in _divided(cell, sign)) for cell in lists)
+        return 2 * len(lists) > len(values) or (known > 1 and 2 * known > len(lists))
+
+    return next(filter(divides, LIST_SIGNS), None)

@@ -10,7 +10,11 @@ from fftmoe.data.table import Table
 FEWEST_NUMBERS = 11  # distinct ones; fewer may be grades, such as stars in halves
 MOST_NUMBERS = 0.9  # the part of the values that must be numbers; whoever reads the others names their rows
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d+|\.?\d+)([eE][+-]?\d+)?", re.ASCII)
-_DECIMAL_COMMA = re.compile(r"[+-]?(\d{1,3}(\.\d{3})+|\d+),\d+", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"[+-]?(\d{1,3}([. '\u2019\u00a0\u202f]\d{3})+|\d+),\d+", re.ASCII)
+_THOUSANDS = re.compile(
+    r"[+-]?(\d{1,3}(,\d{3})+\.\d+|\d{1,3}(,\d{3}){2,}|\d{1,3}([ '\u2019\u00a0\u202f]\d{3})+(\.\d+)?)"
+)
+_BETWEEN_THOUSANDS = str.maketrans("", "", " '\u2019\u00a0\u202f")
 
 
 def holds_numbers(table: Table, column: str) -> bool:
@@ -37,9 +41,19 @@ def holds_measurements(table: Table, column: str) -> bool:
     return holds_fractions(table, column) or (many and _are_most(len(numbers), table, column))
 
 
+def has_decimal_comma(text: str) -> bool:
+    """Return whether a text is a number that is written with a decimal comma."""
+    return _DECIMAL_COMMA.fullmatch(text.strip()) is not None
+
+
 def with_decimal_point(text: str) -> str | None:
-    """Return a number that is written with a decimal comma as it should be written; None for any other text."""
-    return text.strip().replace(".", "").replace(",", ".") if _DECIMAL_COMMA.fullmatch(text.strip()) else None
+    """Return a number that is written with a decimal comma, or with signs between thousands, as it should be written;
+    None for any other text.
+    """
+    number = text.strip()
+    if has_decimal_comma(number):
+        return number.translate(_BETWEEN_THOUSANDS).replace(".", "").replace(",", ".")
+    return number.translate(_BETWEEN_THOUSANDS).replace(",", "") if _THOUSANDS.fullmatch(number) else None
 
 
 def _are_most(number: int, table: Table, column: str) -> bool:

@@ -10,7 +10,7 @@ import pyarrow
 from fftmoe.data.conll import CONLL_SUFFIXES, parse_conll
 from fftmoe.data.csv_files import parse_csv, parse_tsv
 from fftmoe.data.image_folders import IMAGE_SUFFIXES, read_image_folder
-from fftmoe.data.joined_tables import joined_table, table_of_clients
+from fftmoe.data.joined_tables import joined_table, require_rows, table_of_clients
 from fftmoe.data.json_lines import parse_json, parse_json_lines
 from fftmoe.data.packed_files import PACKED, file_bytes, file_kind, file_stem
 from fftmoe.data.parquet_files import read_parquet
@@ -125,7 +125,8 @@ def _split_in(folder: Path, of_clients: bool, encoding: TextEncoding) -> Table |
     if not files:
         return None
     if of_clients:
-        return table_of_clients(folder, [(file_stem(path), _read_file(path, encoding)) for path in files])
+        tables = [(file_stem(path), _read_file(path, encoding)) for path in files]
+        return table_of_clients(folder, require_rows(tables) if folder.name == "train" else tables)
     if all(map(_part, files)):
         return _joined_parts(folder, files, encoding)
     return joined_table(folder, [(path.name, _read_file(path, encoding)) for path in files])
@@ -139,6 +140,7 @@ def _splits_of_clients(folder: Path, encoding: TextEncoding) -> dict[str, Table]
         return {}
     clients = {path.name: read_folder(path, (), encoding) for path in owners}
     own = {split: [(name, tables[split]) for name, tables in clients.items() if split in tables] for split in SPLITS}
+    require_rows(own["train"])
     return {split: table_of_clients(folder, tables) for split, tables in own.items() if tables}
 
 

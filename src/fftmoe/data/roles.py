@@ -101,6 +101,7 @@ def _guess_task(table: Table, named: Mapping[str, str], by: str | None) -> str:
     if LABEL not in named and TEXT not in named and words_and_tags(table, free):
         return "token-classification"
     if IMAGE in named or (TEXT not in named and _image_columns(table)):
+        _check_classes(table, named, [column for column in free if column not in _image_columns(table)])
         return "image-classification"
     if LABEL in named:
         several, target = holds_lists(table, named[LABEL]), _named_target(table, named)
@@ -109,6 +110,16 @@ def _guess_task(table: Table, named: Mapping[str, str], by: str | None) -> str:
     if several:
         return "multi-label-classification"
     return "sequence-classification" if target is None else "regression"
+
+
+def _check_classes(table: Table, named: Mapping[str, str], free: Sequence[str]) -> None:
+    """Refuse images whose answers are numbers."""
+    target = _named_target(table, named) if LABEL in named else find_target(table, free)
+    if target is not None:
+        raise InputError(
+            f"{table.where}: column {target!r} holds numbers, and numbers cannot be predicted from images; write a "
+            "column of classes, such as ranges of them, and name it with data.label (--label)"
+        )
 
 
 def _named_target(table: Table, named: Mapping[str, str]) -> str | None:
@@ -165,6 +176,11 @@ def guess_text(table: Table, free: Sequence[str]) -> str:
     if named := first_of(single_columns(table, free), TEXT_NAMES):
         return named
     texts = text_columns(table, free)
+    if not texts and _image_columns(table):
+        raise InputError(
+            f"{table.where}: no column is left for the texts; numbers cannot be predicted from images: write a column "
+            "of classes, such as ranges of the numbers, and name it with data.label (--label)"
+        )
     if not texts:
         raise InputError(
             f"{table.where}: no column is left for the texts (it has {', '.join(table.columns)}, and columns of "

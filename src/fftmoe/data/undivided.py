@@ -14,7 +14,7 @@ import numpy as np
 
 from fftmoe.data.image_folders import CLIENT as CLIENT
 from fftmoe.data.image_folders import read_image_folder
-from fftmoe.data.joined_tables import table_of_clients
+from fftmoe.data.joined_tables import require_rows, table_of_clients
 from fftmoe.data.packed_files import file_stem
 from fftmoe.data.read import is_table, names_images, read_table, split_of, tables_in
 from fftmoe.data.table import Table
@@ -52,7 +52,7 @@ def read_undivided(place: Path, encoding: TextEncoding = BY_RECIPE) -> Table | N
     if len(files) == 1:
         return read_table(files[0], encoding)
     _check_no_splits(place, files)
-    return table_of_clients(place, [(file_stem(path), read_table(path, encoding)) for path in files])
+    return table_of_clients(place, require_rows([(file_stem(path), read_table(path, encoding)) for path in files]))
 
 
 def _tables_name_images(inside: Sequence[Path], encoding: TextEncoding) -> bool:
@@ -82,7 +82,8 @@ def _tables_of_folders(inside: Sequence[Path], place: Path, encoding: TextEncodi
                 f"{place / name} holds {first.name} and {others[0].name}, and the folder of a client has one table; "
                 "put the rows into one, or name them train.* and test.*"
             )
-    return table_of_clients(place, [(name, read_table(first, encoding)) for name, [first] in tables.items()])
+    found = [(name, read_table(first, encoding)) for name, [first] in tables.items()]
+    return table_of_clients(place, require_rows(found))
 
 
 def _check_no_splits(place: Path, files: Sequence[Path]) -> None:

@@ -171,6 +171,8 @@ def evaluate_run(
         InputError: as `answers_of_run`; the split cannot be read, or is not the one that the run began with.
     """
     stated, run = _stated_encoding(encoding, source), finished_run(folder, accept_changes, round)
+    if source is not None and _is_own_source(folder, source):
+        source = None  # its test rows are those that the run has divided from the others
     asked, wanted = Questions(top_k=top_k, client=client, prior=prior), stated_prior(run, prior)
     trained, used = _model_and_prior(run, asked, wanted, round)
     found = _rows_to_measure(run, source, split, stated)
@@ -190,6 +192,12 @@ def _prior_said(run: FinishedRun, asked: Questions, used: Prior | None) -> dict[
     if run.is_language_model or (asked.client is None and asked.prior is None):
         return {}
     return {"prior": NONE if used is None else used.name}
+
+
+def _is_own_source(folder: Path, source: str) -> bool:
+    """Return whether this is the place of the data of a finished run."""
+    own = recipe_of(folder).data.source
+    return source == own or (Path(source).exists() and Path(own).exists() and Path(source).samefile(own))
 
 
 def _stated_encoding(encoding: str | None, source: str | None) -> TextEncoding | None:
