@@ -90,6 +90,7 @@ FURTHER: dict[str, tuple[Any, ...]] = {
     "data.validation": (0.2,),
     "federation.activation_power": (1.0,),
     "federation.patience": (1,),
+    "federation.own_training": (0.5,),
     "federation.max_update_norm": (1e6,),
     "federation.server_learning_rate": (0.5,),
     "federation.ema_decay": (0.5,),

@@ -117,6 +117,27 @@ RULES: tuple[Rule, ...] = (
         lambda task, prompt, evaluation__generate: evaluation__generate and prompt == "text" and task != "preference",
     ),
     Rule(
+        "own_training=0.5 is for language models",
+        lambda task, federation__own_training: federation__own_training != ABSENT and not language(task),
+    ),
+    Rule(
+        "own_training=0.5 is kept where rows",
+        lambda federation__own_training, data__validation: (
+            federation__own_training != ABSENT and data__validation == ABSENT
+        ),
+    ),
+    Rule(
+        "own_training=0.5 measures single clients",
+        lambda federation__own_training, privacy: federation__own_training != ABSENT and private(privacy),
+    ),
+    Rule(
+        "own_training=0.5 trains copies of the global model",
+        lambda federation__own_training, method: (
+            federation__own_training != ABSENT
+            and (can(method).personal or can(method).pools_data or not can(method).rounded_uploads)
+        ),
+    ),
+    Rule(
         "data.chat_template writes a prompt",
         lambda task, data__chat_template: data__chat_template and not language(task),
     ),

@@ -106,7 +106,8 @@ def check_summary(c: Combination, finished: Finished) -> None:
         "reweighted_personal",
         "reweighted_local_only",
     ):
-        if values := summary.get(f"{whose}_{name}"):
+        values = summary.get(f"{whose}_{name}", {})
+        if "worst_decile" in values:  # a private run leaves out that of too few clients
             assert sign * (values["mean"] - values["worst_decile"]) >= -1e-9, whose
 
 

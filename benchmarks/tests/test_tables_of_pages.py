@@ -165,6 +165,12 @@ def test_the_log_has_the_choice_of_the_defaults_without_skew(load: Load):
     assert all(row[-1].startswith("-") for row in made)  # "no change is better in the mean"
 
 
+def test_the_log_has_the_training_of_own_parts(load: Load):
+    made = load("own_training").rows("flan8", stored("own-training-flan8").cells)
+    assert len(made) == 2
+    assert [row for row in made if in_markdown(row) not in page("LOG")] == []
+
+
 def test_the_pages_have_the_mixed_streams(load: Load):
     made = load("mixed_stream").table([*results("mixed_stream")["runs"].values()])
     assert made in page("LOG")

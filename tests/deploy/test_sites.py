@@ -127,7 +127,9 @@ def test_a_site_makes_the_answers_fit_its_own_rows(recipe_values: dict[str, Any]
     remote = over_four_sites(values, divided, tmp_path)
     local = run(parse_recipe(values, "here"), tmp_path / "local")
     (tmp_path / "rows.jsonl").write_text('{"text": "red ash", "label": "red"}\n' * 11)
-    found, expected = (open_place(folder, str(tmp_path / "rows.jsonl")).shares()[0] for folder in (remote, local.folder))
+    found, expected = (
+        open_place(folder, str(tmp_path / "rows.jsonl")).shares()[0] for folder in (remote, local.folder)
+    )
     assert found == expected
     assert sum(found.values()) == pytest.approx(1, abs=1e-5)
     assert found["red"] > 0.9

@@ -56,16 +56,15 @@ def test_the_choices_of_clients_are_counted_and_listed():
     found["clients"]["answer"] = ["private part", "corrected", "private part"]
     line = own_data_lines(found, Metric("accuracy"))[-2]
     assert line == (
-        "  personal answers are, by each client's own rows: 1 corrected for its labels, "
-        "2 with a private part of the head"
+        "  personal answers are, by each client's own rows: 1 corrected for its labels, 2 with a private part"
     )
     view = clients(RunRecord({}, [], found, "run"))
     assert view is not None
     assert view.header[:3] == ("client", "tier", "its personal answers")
     assert {row[0]: row[2] for row in view.each} == {
-        "ann": "with a private part of the head",
+        "ann": "with a private part",
         "bob": "corrected for its labels",
-        "cy": "with a private part of the head",
+        "cy": "with a private part",
     }
 
 

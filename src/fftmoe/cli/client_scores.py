@@ -5,7 +5,7 @@ from typing import Any
 
 from fftmoe.shown import count_of, shown_on_a_line
 
-STAGES = ("before", "alone", "together")
+STAGES = ("before", "alone", "together", "personal")
 TITLES = {"exact_match": "exact match", "rouge_l": "ROUGE-L", "option_accuracy": "option accuracy"}
 CLIENTS_SCORED = 20
 WIDTH = 100  # of a text that is shown

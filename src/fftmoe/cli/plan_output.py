@@ -82,6 +82,9 @@ def _explanations(forecast: Forecast) -> list[str]:
         "for validation every client that sets rows aside": forecast.validation,
     }
     lines += [_statistics_line(what, cost) for what, cost in found.items() if cost is not None]
+    if forecast.own_steps:
+        own, steps = count_of(forecast.own_steps, "step"), f"{forecast.steps:,}"
+        lines.append(f"own parts: {own} of training after the last round (all clients), where all rounds take {steps}.")
     return [*lines, *(_baseline_line(name, cost, forecast.steps) for name, cost in forecast.baselines.items())]
 
 

@@ -11,6 +11,7 @@ import torch
 from fftmoe.backbones import fingerprint
 from fftmoe.client.compress import compress, split_state
 from fftmoe.client.conceal import concealed
+from fftmoe.client.own_part import OwnPart, train_own_part
 from fftmoe.client.stack import update_stack
 from fftmoe.client.sums import groups_of, head_sums, in_frequent_groups
 from fftmoe.client.update import update_client
@@ -18,7 +19,8 @@ from fftmoe.data import Examples
 from fftmoe.head import ONE_LABEL, Answers, HeadSums, SquaredDistance, solved_head
 from fftmoe.methods.base import Method
 from fftmoe.methods.shared_head import load_head
-from fftmoe.records import ClientPlan, ClientUpdate, Tensors, made_on, pack_update, unpack_plan
+from fftmoe.records import ClientPlan, ClientUpdate, Tensors, made_on, names, pack_update, unpack_plan
+from fftmoe.rng import derive
 from fftmoe.tasks import Loss, LossByExample
 
 Measure = Callable[[Any], Mapping[str, float]]
@@ -35,6 +37,20 @@ class ClientStates(Protocol):
     def save(self, client_id: int, round: int, state: Tensors) -> None:
         """Keep the state of this round, atomically."""
         ...
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """Says how clients train parts of the model that they keep for themselves.
+
+    Attributes:
+        states: keeps the parts. set_aside: the rows by which each client chooses.
+        measure: `(model, client_id)` to metrics of the model as it is now on the client's own test rows.
+    """
+
+    states: ClientStates
+    set_aside: Sequence[np.ndarray]
+    measure: Callable[[Any, int], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,7 @@ class ClientRuntime:
         fewest_of_label: rows of a label below which the client sends no sum of these rows.
         micro_batch_size: examples that a client computes at a time; None for all of a step.
         answers: what a closed-form head is fitted to.
+        own: where clients train parts of the model for themselves; None where none does.
     """
 
     model: Any
@@ -70,6 +87,7 @@ class ClientRuntime:
     fewest_of_label: float = 1
     micro_batch_size: int | None = None
     answers: Answers = ONE_LABEL
+    own: OwnParts | None = None
 
     def __call__(self, messages: Sequence[bytes]) -> list[bytes]:
         """Return one update for each plan; the clients of several messages train in one batch."""
@@ -130,6 +148,33 @@ class ClientRuntime:
         self._install(plan, tensors)
         sums = self.validation(self.model, plan.client_id, fewest_of_label=self.fewest_of_label)
         return ClientUpdate(plan.round, plan.client_id, 1, sums)
+
+    def train_own(self, plan: ClientPlan, tensors: Tensors) -> ClientUpdate:
+        """Carry out the task "own": training of a part that the client keeps, on randomness of its own. The answer has
+        metrics only: `margin`, 0 where the client does without, else also those on its own test rows.
+        """
+        client_id, own = plan.client_id, self.own
+        assert own is not None, "only clients with rows set aside are asked"
+        part = OwnPart({}, 0.0, {})
+        if len(own.set_aside[client_id]):
+            kept, _ = split_state(self.states.load(client_id, before=plan.round + 1))
+            part = train_own_part(
+                self.model,
+                self.method,
+                self.loss,
+                replace(plan, seed=derive(plan.seed, "own")),
+                tensors,
+                kept,
+                self.examples,
+                self.partition[client_id],
+                own.set_aside[client_id],
+                lambda model: own.measure(model, client_id),
+                self.micro_batch_size,
+            )
+        # Also without a part, so that none of an earlier model is taken for it.
+        own.states.save(client_id, plan.round, {**part.tensors, names.OWN_MARGIN: torch.tensor([part.margin])})
+        metrics = {"margin": part.margin, **part.metrics}
+        return ClientUpdate(plan.round, client_id, 1, {}, metrics=metrics)
 
     def _install(self, plan: ClientPlan, tensors: Tensors) -> None:
         """Put the global model into the model, or the client's own one where the method has no global one."""
@@ -195,4 +240,5 @@ CLIENT_TASKS = {
     "alone": ClientRuntime.local,
     "sums": ClientRuntime.sums,
     "validate": ClientRuntime.validate,
+    "own": ClientRuntime.train_own,
 }

@@ -57,18 +57,33 @@ def update_client(
         RunError: the loss became infinite or not a number. InputError: the session touches blocks that do not run.
     """
     with method.session(model, plan, tensors, client_state) as session:
-        check_skipped(model)
-        task_losses: list[Tensor] = []
-        if session.parameters:  # a closed-form head on a backbone without an adapter has none
-            loss_of = partial(client_losses, model, session, objective, examples)
-            gradients = _gradients(plan, objective, examples, micro_batch_size)
-            batches = local_batches(plan, indices, examples)
-            factors = factors_of_steps(plan.training, len(batches))
-            steps = train(batches, session.parameters, plan.training, loss_of, gradients, factors=factors)
-            task_losses = [loss for loss in steps if loss is not None]
-        metrics = {"loss": check_finite(task_losses, plan)} if task_losses else {}
+        metrics = train_session(model, session, objective, plan, examples, indices, micro_batch_size)
         metrics |= {} if measure is None else measure(model)
         return session.finish(len(indices), metrics)
+
+
+def train_session(
+    model: Any,
+    session: Session,
+    objective: Loss,
+    plan: ClientPlan,
+    examples: Examples,
+    indices: np.ndarray,
+    micro_batch_size: int | None,
+) -> dict[str, float]:
+    """Train what a session has loaded, and return the mean loss as `loss`, if anything was trained; for the arguments
+    and the errors see `update_client`.
+    """
+    check_skipped(model)
+    task_losses: list[Tensor] = []
+    if session.parameters:  # a closed-form head on a backbone without an adapter has none
+        loss_of = partial(client_losses, model, session, objective, examples)
+        gradients = _gradients(plan, objective, examples, micro_batch_size)
+        batches = local_batches(plan, indices, examples)
+        factors = factors_of_steps(plan.training, len(batches))
+        steps = train(batches, session.parameters, plan.training, loss_of, gradients, factors=factors)
+        task_losses = [loss for loss in steps if loss is not None]
+    return {"loss": check_finite(task_losses, plan)} if task_losses else {}
 
 
 def _gradients(plan: ClientPlan, objective: Loss, examples: Examples, most: int | None) -> MakeGradients[Tensor]:

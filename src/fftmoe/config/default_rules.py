@@ -26,6 +26,7 @@ LANGUAGE_RATE = 8e-3  # of local training on texts
 PREFERENCE_RATE = 5e-5  # of local training on pairs
 FEWEST_STEPS, STEPS, MOST_STEPS = 6, 12, 24  # local batches of a round; `STEPS` where no data has been read
 MOST_TRAINED = 40_000  # examples that the rounds of a run train on, up to which training twice more is cheap
+OWN_TRAINING, MOST_OWN_PARTS = 0.5, 200  # of a client's steps in a run, that it takes for itself; for so many clients
 CLIENTS_ALONE = 20  # clients that train by themselves, at most
 PAPER: Mapping[str, Any] = {
     "adapter": {"num_experts": 16, "expert_dim": 16, "shared_rank": 0, "scale": 1.0},
@@ -103,6 +104,14 @@ def _set_aside(known: Known) -> Any:
     read = known.facts_read
     few = read is not None and _rows(known, read) < ROWS_TO_DIVIDE * (_clients(known) or 1)
     return "off" if known.noisy or few or not known.may_read else SET_ASIDE
+
+
+def _own_training(known: Known) -> Any:
+    method = known.method
+    able = method is not None and not method.personal and not method.pools_data and method.rounded_uploads
+    few = (_clients(known) or MOST_OWN_PARTS) <= MOST_OWN_PARTS
+    asked = known.is_language and known.asks("data.validation") and not known.asks("privacy")
+    return OWN_TRAINING if asked and able and few else "off"
 
 
 def _every(known: Known) -> int:
@@ -281,6 +290,13 @@ RULES: tuple[Rule, ...] = (
         _set_aside,
         "0.1; off with differential privacy, where clients have fewer than 10 rows on average, and over sites, whose "
         "policies must allow it",
+    ),
+    Rule(
+        "federation.own_training",
+        _own_training,
+        "0.5 for a language model where rows are set aside, for at most 200 clients and a method with a global model; "
+        "off with privacy",
+        of_data=False,
     ),
     Rule("evaluation.every", _every, "a fifth of the rounds", of_data=False),
     Rule(

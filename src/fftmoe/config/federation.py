@@ -64,6 +64,10 @@ class FederationSection(Section):
     """The weight of a pull towards the global model, for clients that drift apart (FedProx, arXiv 1812.06127)."""
     clip_gradients: PositiveOrOff = None
     """The largest norm of a client's gradient in a step, over all trained tensors, or `off`."""
+    own_training: PositiveOrOff = None
+    """After the last round, let each client of a language model train its copy of the adapter further on its own rows,
+    with this part of the steps that an average client takes in all rounds. It keeps the copy, for its own use, where
+    rows that it has set aside say so; nothing of it is sent. Or `off`."""
     patience: CountOrOff = None
     """End the run when the metric on validation rows has not become better for so many measurements, or `off`."""
     aggregation: Annotated[str, own_or_plugin("per-expert", "fedavg")] = "per-expert"

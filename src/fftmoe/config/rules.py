@@ -2,6 +2,7 @@
 
 from fftmoe.config.backbone import READS_LISTS
 from fftmoe.config.declared import check_declared
+from fftmoe.config.own_training import check_can_train_on, check_own_training
 from fftmoe.config.plugins import is_plugin
 from fftmoe.config.preference import IMITATING
 from fftmoe.config.privacy import PrivacySection
@@ -31,6 +32,7 @@ def check_rules(recipe: Recipe) -> None:
     _check_task(recipe)
     _check_plugins(recipe)
     _check_best_round(recipe)
+    check_own_training(recipe)
     if (method := _capabilities(recipe)) is not None:
         check_capabilities(recipe, method)
     _check_robustness(recipe)
@@ -155,6 +157,7 @@ def _check_method(recipe: Recipe, method: Capabilities) -> None:
             f"method {name} changes no features, so its closed-form head is computed once: set head.update=frozen "
             "(or trained)"
         )
+    check_can_train_on(recipe, method)
     if recipe.evaluation.keep == "best" and method.personal:
         raise ValueError(_NO_BEST)
 

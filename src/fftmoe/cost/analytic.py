@@ -262,7 +262,8 @@ class Forecast:
         num_examples: each client's rows for training. held_out: the rows that all clients set aside together.
         test_examples: the number of test rows.
         client_names: by client_id, where the data gives clients names.
-        baselines: by name. steps: of training of all clients in all rounds.
+        baselines: by name. steps: of training of all clients in all rounds. own_steps: that all clients train for
+            themselves after the last round.
     """
 
     tiers: tuple[TierCost, ...]
@@ -281,6 +282,7 @@ class Forecast:
     client_names: tuple[str, ...] | None = None
     baselines: Mapping[str, BaselineCost] = field(default_factory=dict)
     steps: int = 0
+    own_steps: int = 0
 
 
 def forecast_run(

@@ -85,11 +85,12 @@ class Flame(FftMoe):
 
         This gives the client's model, because the adapter's output is linear in these layers.
         """
+        known = {**tensors, **client_state}
         scaled = {
-            name: client_state[names.expert_tensor(block, "scale")] * tensors[name]
+            name: known[names.expert_tensor(block, "scale")] * tensors[name]
             for block in plan.experts
             for name in (names.expert_tensors(block)[-1], names.shared_tensors(block)[-1])
-            if name in tensors and names.expert_tensor(block, "scale") in client_state
+            if name in tensors and names.expert_tensor(block, "scale") in known
         }
         super().personalize(model, {**tensors, **scaled}, plan, client_state)
 

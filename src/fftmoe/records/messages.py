@@ -68,7 +68,8 @@ class ClientPlan:
         training: how the client trains.
         task: "train" asks for an update. "alone" asks for local training that is measured and not kept. "sums" asks for
             the feature statistics from which the server computes a closed-form head. "validate" asks how well the
-            global model answers the rows that the client has set aside.
+            global model answers the rows that the client has set aside. "own" asks for training of what the client
+            keeps for itself.
         base: digest of the global model that the server sent.
     """
 
@@ -84,7 +85,7 @@ class ClientPlan:
     @property
     def concealed(self) -> bool:
         """Return whether two updates for the same plan may differ only in numbers that are summed over clients."""
-        return self.training.private and self.task != "alone"
+        return self.training.private and self.task not in ("alone", "own")
 
 
 @dataclass(frozen=True)

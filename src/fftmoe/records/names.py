@@ -158,6 +158,10 @@ VALIDATION = "validation.statistics"
 """A client's statistics of its validation rows, float32 [K + 1]: those of the task, and the number of rows."""
 
 
+OWN_MARGIN = "own.margin"
+"""By how much a client's own part is better on the rows that it has set aside, float32 [1]; 0 where it has none."""
+
+
 # LoRA
 
 

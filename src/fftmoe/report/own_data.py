@@ -15,7 +15,7 @@ WAYS = {
 CHOICES = {
     "common": "the common model's, as they are",
     "corrected": "corrected for its labels",
-    "private part": "with a private part of the head",
+    "private part": "with a private part",
 }
 """What a client may choose as its personal answers, as the summary names it, in words."""
 

@@ -58,15 +58,21 @@ def scores_of(
 
 
 def before_and_after(
-    row: Mapping[str, Any], together: Mapping[str, Mapping[str, float]], alone: Mapping[str, Mapping[str, float]]
+    row: Mapping[str, Any],
+    together: Mapping[str, Mapping[str, float]],
+    alone: Mapping[str, Mapping[str, float]],
+    personal: Mapping[str, Mapping[str, float]] | None,
 ) -> dict[str, dict[str, Mapping[str, float]]]:
-    """Return the scores `before`, `alone` and `together` of each client.
+    """Return the scores `before`, `alone`, `together` and `personal` of each client.
 
     Args:
-        row: of round 0. together: after the last round. alone: of clients that trained by themselves.
+        row: of round 0. together: after the last round. alone: of clients that trained by themselves. personal: of the
+            clients that keep a part for themselves; the others use what all have together. None where nobody does.
     """
     before: dict[str, Mapping[str, float]] = dict(row.get(STARTS, ()))
     stages = {"before": before, "alone": alone, "together": together}
+    if personal is not None:
+        stages["personal"] = {**together, **personal}
     return {
         name: {stage: scores[name] for stage, scores in stages.items() if name in scores}
         for name in together

@@ -68,9 +68,10 @@ class LocalTraining:
         common = np.array([found[f"holdout_{metric}"] for found in metrics.values()])
         interval = _interval(list(metrics.values()), metric)
         result: dict[str, Any] = {}
-        if len(common):
+        spread = m.spread(common)
+        if spread:
             measured = {} if interval is None else {"interval": interval}
-            result[f"local_only_{metric}"] = {**m.spread(common), "num_clients": len(common), **measured}
+            result[f"local_only_{metric}"] = {**spread, "num_clients": len(common), **measured}
         result |= m.spread_as(f"{m.own_as('local_only', 'local_only_client')}_{metric}", np.array([*own.values()]))
         if ledger.new_faults:
             result["local_only_faults"] = [fault._asdict() for fault in ledger.new_faults]
@@ -78,7 +79,7 @@ class LocalTraining:
             client: {name: found[f"own_{name}"] for name in WRITTEN if f"own_{name}" in found}
             for client, found in metrics.items()
         }
-        return Alone(result, float(common.mean()) if len(common) else None, interval, own, written)
+        return Alone(result, spread.get("mean"), interval, own, written)
 
 
 def _interval(metrics: Sequence[Mapping[str, float]], metric: str) -> list[float] | None:

@@ -27,6 +27,7 @@ METRICS = {
     "alone": {"loss": (-LARGEST, LARGEST)},
     "sums": {},
     "validate": {},
+    "own": {"margin": (0.0, LARGEST)},
 }
 MEASURED = ("holdout", "own", "low", "high")  # before the name of a metric, see `client_metrics`
 ACCURACY = MappingProxyType({"accuracy": (0.0, 1.0)})
@@ -120,6 +121,8 @@ class Expectation:
             may_measure: by name, the bounds of those that it may measure in addition on its own test rows.
         """
         after, more = (measured, may_measure) if plan.task == "alone" else ({}, {})
+        if plan.task == "own":
+            more = {**measured, **may_measure}
         own = {f"own_{name}": bounds for name, bounds in more.items()}
         metrics = {**METRICS[plan.task], **_on_both_parts(after), **own}
         update = _widest(plan, download, method, metrics, num_examples, validated, answers)
@@ -134,9 +137,9 @@ class Expectation:
             most_shares=method.most_shares(plan, max_tokens),
             most_header=header + MARGIN,
             most_bytes=num_bytes + MARGIN,
-            num_examples=1 if plan.concealed or plan.task == "validate" else num_examples,
+            num_examples=1 if plan.concealed or plan.task in ("validate", "own") else num_examples,
             metrics=metrics,
-            needed=frozenset(f"holdout_{name}" for name in after),
+            needed=frozenset(METRICS["own"] if plan.task == "own" else (f"holdout_{name}" for name in after)),
             max_norm=max_norm,
             compared=compared and plan.task in ("train", "sums"),
             validated=validated,
@@ -161,10 +164,14 @@ def _widest(
     validated: Validated | None,
     answers: Answers,
 ) -> ClientUpdate:
-    """Return the largest update that the client may send. A client that validates says nothing but its sums."""
+    """Return the largest update that the client may send. A client that validates says nothing but its sums, and one
+    that trains for itself nothing but metrics.
+    """
     if plan.task == "validate":
         assert validated is not None, "a client validates where rows are set aside"
         return ClientUpdate(plan.round, plan.client_id, 1, {names.VALIDATION: zeros((len(validated.least) + 1,))})
+    if plan.task == "own":
+        return ClientUpdate(plan.round, plan.client_id, 1, {}, metrics=dict.fromkeys(metrics, LONGEST_FLOAT))
     if plan.task == "sums":
         num_outputs, num_features = download[names.HEAD_WEIGHT].shape
         shapes = sum_shapes(num_features, num_outputs, None if plan.concealed else num_examples, answers)

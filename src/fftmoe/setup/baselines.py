@@ -204,7 +204,8 @@ def _before_and_after(
             own = [alone.own.get(client) for client in range(len(clients))]
             written = {clients[client]: scores for client, scores in alone.written.items()}
             by_themselves = scores_of(metric, clients, own, written)
-        found["before_and_after"] = before_and_after(first_row, together, by_themselves)
+        own = metrics.get("personal_by_client")
+        found["before_and_after"] = before_and_after(first_row, together, by_themselves, own)
     return {**found, "samples": samples_of(first_row, metrics)} if "samples" in metrics else found
 
 
@@ -217,14 +218,14 @@ def baseline_costs(experiment: Experiment) -> dict[str, BaselineCost]:
     if ALONE not in costs:
         clients = min(experiment.num_clients, experiment.recipe.evaluation.local_only_clients or experiment.num_clients)
         training = training_alone(experiment)
-        steps = training.local_steps or (training.local_epochs or 1) * _steps_of_epoch(experiment)
+        steps = training.local_steps or (training.local_epochs or 1) * steps_of_epoch(experiment)
         costs[ALONE] = BaselineCost(None, clients=clients, steps=round(clients * steps))
     if CENTRALIZED not in costs:
         costs[CENTRALIZED] = BaselineCost(None, clients=1, steps=training_together(experiment).local_steps or 0)
     return {name: costs[name] for name in BASELINES}
 
 
-def _steps_of_epoch(experiment: Experiment) -> float:
+def steps_of_epoch(experiment: Experiment) -> float:
     """Return the steps that an average client takes to see each of its rows once."""
     rows = len(experiment.partition.indices.flat) / experiment.num_clients
     return rows / experiment.training.batch_size
@@ -299,6 +300,6 @@ def training_together(experiment: Experiment) -> Training:
     federation, training = experiment.recipe.federation, experiment.training
     steps: float | None = training.local_steps
     if steps is None:
-        steps = (training.local_epochs or 1) * _steps_of_epoch(experiment)
+        steps = (training.local_epochs or 1) * steps_of_epoch(experiment)
     total = max(1, round(steps * federation.rounds * federation.clients_per_round))
     return schedule_of(experiment.recipe).over_run(replace(training, local_steps=total, local_epochs=None))

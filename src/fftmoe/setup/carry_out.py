@@ -32,6 +32,7 @@ from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.federation import kept_ranking, make_federation, make_patience
 from fftmoe.setup.forecast import announce_duration, announce_memory, predicted_by_tier, resident_mib, seconds_by_tier
 from fftmoe.setup.load import reads_images
+from fftmoe.setup.own_training import train_for_themselves
 from fftmoe.setup.target_scales import scales_of, to_units
 from fftmoe.store import (
     ADAPTER,
@@ -107,6 +108,7 @@ def carry_out(experiment: Experiment, at: Beginning, progress: Progress, open_en
         check_learned(journal.rows, at.initial, state, _trained_by_rounds(experiment, at.initial))
         kept, metrics = kept_model(federation, journal, state, metrics)
         measure, first = federation.evaluate.measure, journal.rows[0]
+        metrics |= train_for_themselves(experiment, measure, kept, engine, metrics, journal.say)
         metrics |= measure_baselines(experiment, measure, at.initial, engine, first, metrics, journal.say)
         metrics |= _label_shares(experiment, kept)
         used = {

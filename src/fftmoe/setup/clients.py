@@ -9,12 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from fftmoe.backbones import enable_resume
-from fftmoe.client.runtime import ClientRuntime, ClientStates
+from fftmoe.client.runtime import ClientRuntime, ClientStates, OwnParts
 from fftmoe.client.update import NO_EXAMPLE
 from fftmoe.client.validation import validation_sums
 from fftmoe.config import Recipe
 from fftmoe.data import Examples, Ragged, cached_states
-from fftmoe.evaluate import client_metrics, holdout
+from fftmoe.evaluate import client_metrics, holdout, tally
 from fftmoe.methods.base import Method
 from fftmoe.records import Tensors
 from fftmoe.rounds.before_and_after import WRITTEN
@@ -42,10 +42,13 @@ class ClientSpec:
     held_out: Sequence[np.ndarray] = ()  # rows that clients have set aside for validation, by client
     test: Examples | None = None  # of which the rows of each client follow
     own_test: Sequence[np.ndarray] | None = None  # by client; None where nobody says whose test rows are
+    own_parts: ClientStates | None = None  # keeps what clients train for themselves; None where they do not
 
 
-def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
-    """Describe the clients of this experiment, which keep their states in `states`."""
+def client_spec(experiment: Experiment, states: ClientStates, own_parts: ClientStates | None = None) -> ClientSpec:
+    """Describe the clients of this experiment, which keep their states in `states`, and what they train for themselves
+    in `own_parts`.
+    """
     recipe, rows = experiment.recipe, experiment.partition.indices
     return ClientSpec(
         recipe,
@@ -59,6 +62,7 @@ def client_spec(experiment: Experiment, states: ClientStates) -> ClientSpec:
         experiment.held_out.rows,
         None if experiment.own_test is None else experiment.test,
         experiment.own_test,
+        own_parts,
     )
 
 
@@ -68,10 +72,24 @@ def _measured(spec: ClientSpec, task: Task, model: Any, client_id: int, own_labe
         return client_metrics(model, own_labels, task, spec.holdout)
     rows = spec.own_test[client_id]
     found = client_metrics(model, own_labels, task, spec.holdout, spec.test.select(rows))
+    return {**found, **_written(spec, spec.test, model, rows)}
+
+
+def _measured_on_own(spec: ClientSpec, task: Task, model: Any, client_id: int) -> Mapping[str, float]:
+    """Return what a client measures of a model on its own test rows; nothing where it has none."""
+    if spec.test is None or spec.own_test is None or not len(rows := spec.own_test[client_id]):
+        return {}
+    own = spec.test.select(rows)
+    value = tally(model, task, own, 1 + int(own.labels.max())).metrics()[task.metric]
+    return {f"own_{task.metric}": value, **_written(spec, spec.test, model, rows)}
+
+
+def _written(spec: ClientSpec, test: Examples, model: Any, rows: np.ndarray) -> dict[str, float]:
+    """Return the scores of what the model writes after the prompts of these test rows that are in the sample."""
     if (asked := generation_sample(spec.recipe)) is None:
-        return found
-    written = generation_metrics(model, spec.recipe.backbone.model, spec.test, asked, among=set(rows.tolist()))
-    return {**found, **{f"own_{name}": written[name] for name in WRITTEN if name in written}}
+        return {}
+    written = generation_metrics(model, spec.recipe.backbone.model, test, asked, among=set(rows.tolist()))
+    return {f"own_{name}": written[name] for name in WRITTEN if name in written}
 
 
 def marked(rows: np.ndarray, left_out: np.ndarray) -> np.ndarray:
@@ -89,6 +107,9 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
             if (states := cached_states(examples)) is not None:
                 enable_resume(model, states.block)
     task, num_outputs = judging_task(spec.recipe), len(spec.label_names)
+    own = None
+    if spec.own_parts is not None:
+        own = OwnParts(spec.own_parts, spec.held_out, partial(_measured_on_own, spec, task))
     return ClientRuntime(
         model,
         spec.method,
@@ -101,6 +122,7 @@ def build_client(spec: ClientSpec, model: Any = None) -> ClientRuntime:
         partial(validation_sums, task=task, num_outputs=num_outputs, examples=spec.train, rows=spec.held_out),
         micro_batch_size=spec.recipe.engine.micro_batch_size,
         answers=make_answers(spec.recipe),
+        own=own,
     )
 
 

@@ -22,7 +22,7 @@ def open_engine(experiment: Experiment, folder: RunFolder) -> Engine:
     if recipe.engine.kind == "flower":
         return open_simulation(experiment, folder)
     workers = num_workers(recipe)
-    spec = client_spec(experiment, folder.client_states)
+    spec = client_spec(experiment, folder.client_states, folder.own_parts)
     handler = build_client(spec, experiment.model) if workers == 1 else None
     return make_engine(workers, partial(build_client, spec), handler)
 

@@ -163,6 +163,7 @@ def load_federation(
         names=parts.partition.groups,
         own_answer=_own_answer(parts, run),
         keeps_parts=parts.method.capabilities.personal or recipe.adapter.router != "shared",
+        own_parts=files.own_parts if recipe.federation.own_training and round == KEPT_ROUND else None,
     )
 
 
@@ -240,7 +241,7 @@ def own_model(federation: FinishedFederation, client: int | str, top_k: int | No
         InputError: as `load_client`.
     """
     run = federation.trained.run
-    if _keeps_earlier(run):
+    if _keeps_earlier(run) and federation.keeps_parts:
         raise InputError(
             f"the run in {run.folder} keeps an earlier round, and clients keep their own part of the model only for "
             "the last one; add --round last"

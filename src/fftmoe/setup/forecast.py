@@ -41,6 +41,7 @@ from fftmoe.setup.engine import num_workers
 from fftmoe.setup.experiment import Experiment
 from fftmoe.setup.judged import make_answers
 from fftmoe.setup.method import build_method, fit_budgets
+from fftmoe.setup.own_training import steps_of_own
 from fftmoe.setup.stacking import clients_per_batch
 from fftmoe.setup.tiers import own_blocks, training_of
 
@@ -71,6 +72,7 @@ def forecast(recipe: Recipe, read_ahead: ReadAhead | None = None) -> Forecast:
         client_names=experiment.partition.groups,
         baselines=baseline_costs(experiment),
         steps=training_together(experiment).local_steps or 0,
+        own_steps=steps_of_own(experiment),
     )
 
 

@@ -49,6 +49,7 @@ def open_simulation(experiment: Experiment, folder: RunFolder) -> Engine:
         job={
             "recipe": from_its_place(folder.path, read_config(folder.path)),
             "states": str(folder.client_states.folder.absolute()),
+            "own_parts": str(folder.own_parts.folder.absolute()),
         },
         num_clients=experiment.num_clients,
         workers=min(workers, recipe.federation.clients_per_round),
@@ -72,5 +73,6 @@ def _prepare(job: Mapping[str, Any], context: object) -> Mapping[str, Any]:
 def _make_handler(job: str) -> Handler:
     values = json.loads(job)
     experiment = compose(parse_recipe(values["recipe"], "the run"))
-    spec = client_spec(experiment, ClientStateFiles(Path(values["states"])))
+    states, own_parts = (ClientStateFiles(Path(values[name])) for name in ("states", "own_parts"))
+    spec = client_spec(experiment, states, own_parts)
     return build_client(spec, experiment.model)

@@ -30,8 +30,8 @@ SERVER_ONLY = (
 FOLDER = "<folder>"  # in place of a backbone's folder, which lies elsewhere on every machine
 DIGEST_PREFIX = "sha256:"  # in front of the 64 hexadecimal digits
 PROFILE, TRAINING, SUMS, EVALUATION = "profile", "training", "feature-sums", "evaluation"
-TASK_NAMES = {"train": TRAINING, "sums": SUMS, "validate": EVALUATION, "alone": "local-training"}
-"""The task of a plan, and its name in a policy; none can list the last one, which no site carries out."""
+TASK_NAMES = {"train": TRAINING, "sums": SUMS, "validate": EVALUATION, "alone": "local-training", "own": "own-training"}
+"""The task of a plan, and its name in a policy; none can list the last two, which no site carries out."""
 
 SINGLE_LABEL = ("sequence-classification", "image-classification")
 """The tasks whose classes are the strata too."""

@@ -215,6 +215,11 @@ class RunFolder:
         """Return the states of this run's clients."""
         return ClientStateFiles(self.path / "clients", durable=False)  # `save_state` forces them to the disk
 
+    @property
+    def own_parts(self) -> ClientStateFiles:
+        """Return what this run's clients have trained for themselves."""
+        return ClientStateFiles(self.path / "own-parts")
+
 
 def check_run_output(path: Path) -> Path:
     """Check that a run can be written to `path`, and return the nearest existing folder at or above it.

@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from fftmoe.client.compress import split_state
+from fftmoe.client.own_part import install_own_part
 from fftmoe.client.runtime import ClientStates
 from fftmoe.errors import InputError, did_you_mean
 from fftmoe.methods.base import Method
-from fftmoe.records import Budget, Experts, ServerState, Training
+from fftmoe.methods.budget import largest_tier
+from fftmoe.records import Budget, Experts, ServerState, Tensors, Training, names
 from fftmoe.records.client_names import client_name
 from fftmoe.server.plan import plan_round
 from fftmoe.trained.load import use_top_k
@@ -31,6 +33,7 @@ class FinishedFederation:
         names: of the clients, by client_id, where the data gives them any.
         own_answer: from a client to how it uses the answers of the model as it is now; None where nobody may know.
         keeps_parts: whether clients keep parts of the model that they use.
+        own_parts: what clients have trained for themselves after the last round; None where they have not.
         to_units: lets the head of a model, in which a state has been installed, answer in the units of the data.
     """
 
@@ -46,6 +49,7 @@ class FinishedFederation:
     names: tuple[str, ...] | None = None
     own_answer: Callable[[int], OwnAnswer] | None = None
     keeps_parts: bool = True
+    own_parts: ClientStates | None = None
 
     def client_id(self, client: int | str) -> int:
         """Return the number of a client that is called by its name or by its number.
@@ -105,23 +109,36 @@ def personal_model(federation: FinishedFederation, client: int | str, top_k: int
     cohort = [client_id]
     plan = plan_round(method, state, state.round, cohort, budgets, federation.training, federation.seed).clients[0]
     kept, _ = split_state(federation.client_states.load(client_id, before=state.round + 1))
-    method.personalize(trained.model, method.download(state, plan), plan, kept)
+    own = _own_part(federation, client_id)
+    install_own_part(trained.model, method, plan, method.download(state, plan), kept, own)
     federation.to_units(trained.model)
     use_top_k(trained.model, top_k)
     budget = plan.budget if top_k is None else replace(plan.budget, top_k=top_k)
     name = client_name(client_id, federation.names)
     prior, part = own_answer_of(federation, client_id)
-    return PersonalModel(trained, budget, plan.experts, bool(kept), client_id, name, prior, part)
+    return PersonalModel(trained, budget, plan.experts, bool(kept or own), client_id, name, prior, part)
 
 
-def common_model(federation: FinishedFederation, client_id: int, top_k: int | None = None) -> TrainedModel:
+def _own_part(federation: FinishedFederation, client_id: int) -> Tensors:
+    """Return what a client has trained for itself, by name; nothing where it does better without."""
+    if federation.own_parts is None:
+        return {}
+    found = federation.own_parts.load(client_id, before=federation.state.round + 1)
+    return {name: tensor for name, tensor in found.items() if name != names.OWN_MARGIN}
+
+
+def common_model(
+    federation: FinishedFederation, client_id: int | None = None, top_k: int | None = None
+) -> TrainedModel:
     """Install the global model, as the tier of a client uses it, into the model of the federation.
 
     Args:
+        client_id: the client; None for the largest tier.
         top_k: how many experts a token uses; None keeps the value of the tier.
     """
     trained = federation.trained
-    federation.method.install(trained.model, federation.state.tensors, federation.budgets[client_id])
+    budget = largest_tier(federation.tiers) if client_id is None else federation.budgets[client_id]
+    federation.method.install(trained.model, federation.state.tensors, budget)
     federation.to_units(trained.model)
     use_top_k(trained.model, top_k)
     return trained
