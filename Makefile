@@ -17,7 +17,7 @@ run-language: .venv/installed
 	$(BIN)/fftmoe run instructions --output $(LANGUAGE_OUTPUT)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(FAST)"
+	$(BIN)/python -m pytest -n 2 -m "$(FAST)"
 
 test-all: lint
 	$(BIN)/python -m pytest -m "not gpu"

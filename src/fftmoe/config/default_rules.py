@@ -109,7 +109,9 @@ def _set_aside(known: Known) -> Any:
 def _own_training(known: Known) -> Any:
     method = known.method
     able = method is not None and not method.personal and not method.pools_data and method.rounded_uploads
-    few = (_clients(known) or MOST_OWN_PARTS) <= MOST_OWN_PARTS
+    stated, read = known.get("partition.num_clients"), known.facts_read
+    clients = stated if isinstance(stated, int) else read and read.clients
+    few = (clients or MOST_OWN_PARTS) <= MOST_OWN_PARTS
     asked = known.is_language and known.asks("data.validation") and not known.asks("privacy")
     return OWN_TRAINING if asked and able and few else "off"
 

@@ -67,7 +67,7 @@ class FederationSection(Section):
     own_training: PositiveOrOff = None
     """After the last round, let each client of a language model train its copy of the adapter further on its own rows,
     with this part of the steps that an average client takes in all rounds. It keeps the copy, for its own use, where
-    rows that it has set aside say so; nothing of it is sent. Or `off`."""
+    rows that it has set aside say so; nothing of it is sent. For at most 200 clients. Or `off`."""
     patience: CountOrOff = None
     """End the run when the metric on validation rows has not become better for so many measurements, or `off`."""
     aggregation: Annotated[str, own_or_plugin("per-expert", "fedavg")] = "per-expert"

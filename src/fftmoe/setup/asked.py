@@ -171,8 +171,6 @@ def evaluate_run(
         InputError: as `answers_of_run`; the split cannot be read, or is not the one that the run began with.
     """
     stated, run = _stated_encoding(encoding, source), finished_run(folder, accept_changes, round)
-    if source is not None and _is_own_source(folder, source):
-        source = None  # its test rows are those that the run has divided from the others
     asked, wanted = Questions(top_k=top_k, client=client, prior=prior), stated_prior(run, prior)
     trained, used = _model_and_prior(run, asked, wanted, round)
     found = _rows_to_measure(run, source, split, stated)
@@ -194,9 +192,8 @@ def _prior_said(run: FinishedRun, asked: Questions, used: Prior | None) -> dict[
     return {"prior": NONE if used is None else used.name}
 
 
-def _is_own_source(folder: Path, source: str) -> bool:
-    """Return whether this is the place of the data of a finished run."""
-    own = recipe_of(folder).data.source
+def _is_place_of(own: str, source: str) -> bool:
+    """Return whether a source is the same one as that of a run, perhaps under another path."""
     return source == own or (Path(source).exists() and Path(own).exists() and Path(source).samefile(own))
 
 
@@ -217,7 +214,11 @@ def _rows_to_measure(run: FinishedRun, source: str | None, split: str, encoding:
     Raises:
         InputError: it cannot be read, or is not the one that the run began with.
     """
-    found = read_split(recipe_of(run.folder), split, run.label_names, source, encoding)
+    recipe = recipe_of(run.folder)
+    if source is not None and _is_place_of(recipe.data.source, source):
+        # Its test rows are those that the run has divided from the others, whatever has changed since.
+        return read_split(recipe, split, run.label_names)
+    found = read_split(recipe, split, run.label_names, source, encoding)
     if source is None:
         check_rows(run, found)
     return found

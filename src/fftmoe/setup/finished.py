@@ -241,7 +241,7 @@ def own_model(federation: FinishedFederation, client: int | str, top_k: int | No
         InputError: as `load_client`.
     """
     run = federation.trained.run
-    if _keeps_earlier(run) and federation.keeps_parts:
+    if _keeps_earlier(run) and (federation.keeps_parts or federation.own_parts is None):
         raise InputError(
             f"the run in {run.folder} keeps an earlier round, and clients keep their own part of the model only for "
             "the last one; add --round last"

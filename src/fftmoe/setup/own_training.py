@@ -8,7 +8,7 @@ from fftmoe.records import ServerState, Training
 from fftmoe.rounds.exchange import Exchange
 from fftmoe.rounds.ledger import Ledger
 from fftmoe.rounds.local_training import repeated
-from fftmoe.rounds.measure import ModelMeasure
+from fftmoe.rounds.measure import CLIENTS_KEPT, ModelMeasure
 from fftmoe.rounds.own_training import OwnTraining
 from fftmoe.setup.baselines import steps_of_epoch
 from fftmoe.setup.expected import expectations
@@ -19,11 +19,11 @@ from fftmoe.setup.tiers import schedule_of
 def training_of_own(experiment: Experiment) -> Training | None:
     """Return the training of a client for itself, at the rates of a whole run; None where clients do none.
 
-    Sites train only within the rounds of a run.
+    Sites train only within the rounds of a run, and of more clients than are listed nobody would see what they gain.
     """
     recipe = experiment.recipe
     federation, part = recipe.federation, recipe.federation.own_training
-    if part is None or experiment.remote:
+    if part is None or experiment.remote or experiment.num_clients > CLIENTS_KEPT:
         return None
     rounds_each = federation.rounds * federation.clients_per_round / experiment.num_clients
     return schedule_of(recipe).over_run(repeated(experiment.training, part * rounds_each))
