@@ -2,12 +2,14 @@
 
 Each client of a language model trains its copy of the adapter further from the model that the run keeps, with a
 quarter or a half of the steps that it takes in the rounds, and keeps it where rows that it has set aside say so. Beside
-this stands the common model. All figures are mean perplexities over the
-clients on training rows of theirs that are set aside for the measurement, and that chose nothing; no test row is looked
-at. After a stop the same command continues from its work folder, and `--seconds` stops it by itself.
+this stands the common model. Figures are perplexities on training rows that are set aside for the measurement, and that
+chose nothing: their mean over the clients, and the mean of their logarithms. No test row is looked at.
+After a stop the same command continues from its work folder, and `--seconds` stops it by itself.
 """
 
 import argparse
+import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +24,15 @@ from fftmoe.report.progress import Progress
 from fftmoe.setup.cells import Variant
 
 PARTS = (0.25, 0.5)
-HEADER = ("set", "own training", "common", "own part", "clients with a part", "worst client, percent")
+HEADER = (
+    "set",
+    "own training",
+    "common",
+    "own part",
+    "its mean logarithm",
+    "clients with a part",
+    "worst client, percent",
+)
 VARIANTS = tuple(Variant(f"{part:g}", {"federation.own_training": part, "evaluation.baselines": []}) for part in PARTS)
 
 
@@ -40,6 +50,7 @@ def rows(name: str, cells: Sequence[CellResult]) -> list[list[str]]:
                 variant,
                 f"{own['global']['mean']:.2f}",
                 f"{own['personal']['mean']:.2f}",
+                f"{statistics.fmean(map(math.log, clients['personal'])):.3f}",
                 f"{clients['answer'].count('private part')} of {len(clients['answer'])}",
                 f"{100 * worst:+.1f}",
             ]

@@ -154,7 +154,7 @@ class ClientRuntime:
         metrics only: `margin`, 0 where the client does without, else also those on its own test rows.
         """
         client_id, own = plan.client_id, self.own
-        assert own is not None, "only clients with rows set aside are asked"
+        assert own is not None, "asked only where clients train for themselves"
         part = OwnPart({}, 0.0, {})
         if len(own.set_aside[client_id]):
             kept, _ = split_state(self.states.load(client_id, before=plan.round + 1))
